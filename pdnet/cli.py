@@ -1,0 +1,271 @@
+"""The command line: thin. The pipeline's commands are made from the step functions' own signatures."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+import time
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pdnet import __version__
+from pdnet.errors import PDNetError
+from pdnet.progress import Progress
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or that of the error (2 wrong input, 3 refused, 4 not available here)."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    handler = _ProgressHandler()
+    log = logging.getLogger("pdnet")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        arguments.run(arguments)
+    except PDNetError as error:
+        handler.close_bar()
+        sys.stderr.write(f"pdnet: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        handler.close_bar()
+        sys.stderr.write("pdnet: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; nobody is left to tell
+        return 141
+    finally:
+        log.removeHandler(handler)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="pdnet", description="Video portrait segmentation: train, score, export and register PDNet."
+    )
+    parser.add_argument("--version", action="version", version=f"pdnet {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    data = commands.add_parser("data", help="make data sets").add_subparsers(metavar="COMMAND", required=True)
+    _add_step(data, "synth", "data")
+    for step in ("validate", "pretrain", "train", "evaluate", "export_onnx", "report", "register"):
+        _add_step(commands, step.replace("_", "-"), step)
+
+    score = commands.add_parser(
+        "score", help="score any method's masks: J, F, recall, decay", description=_score.__doc__
+    )
+    score.add_argument("--predictions", type=Path, required=True, metavar="DIR", help="folder of predicted masks")
+    score.add_argument("--annotations", type=Path, required=True, metavar="DIR", help="folder of true masks")
+    score.add_argument(
+        "--protocol",
+        choices=("mvps", "davis2016", "davis2017", "all-frames"),
+        default="mvps",
+        help="which frames count; mvps and davis drop the first and last of a clip (default: mvps)",
+    )
+    score.add_argument(
+        "--threshold", type=int, metavar="T", help="portrait where a grey value is at least T, for probability maps"
+    )
+    score.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
+    score.set_defaults(run=_score)
+
+    predict = commands.add_parser("predict", help="segment a folder of frames", description=_predict.__doc__)
+    predict.add_argument("frames", type=Path, metavar="FRAMES", help="folder of frames in order of name")
+    predict.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the masks (PNG)")
+    predict.add_argument(
+        "--model",
+        type=Path,
+        default=Path("build/train/model.safetensors"),
+        metavar="FILE",
+        help="trained model (default: build/train/model.safetensors)",
+    )
+    predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    predict.set_defaults(run=_predict)
+
+    released = commands.add_parser(
+        "import-checkpoint",
+        help="convert a checkpoint of the authors' released network",
+        description=_import_checkpoint.__doc__,
+    )
+    released.add_argument("released", type=Path, metavar="RELEASED.pth", help="the authors' checkpoint")
+    released.add_argument("out", type=Path, metavar="OUT", help="model file to write (.safetensors)")
+    released.set_defaults(run=_import_checkpoint)
+
+    summary = commands.add_parser(
+        "summary", help="print the scores of the last pipeline run", description=_summary.__doc__
+    )
+    summary.add_argument(
+        "--build", type=Path, default=Path("build"), metavar="DIR", help="the pipeline's results (default: build)"
+    )
+    summary.set_defaults(run=_summary)
+
+    config = commands.add_parser("config", help="look at the configuration")
+    config_commands = config.add_subparsers(metavar="COMMAND", required=True)
+    show = config_commands.add_parser("show", help="print the resolved configuration", description=_config_show.__doc__)
+    _add_params(show)
+    show.set_defaults(run=_config_show)
+    return parser
+
+
+def _add_step(commands: Any, name: str, step: str) -> None:
+    """Add a command whose options are the keyword arguments of `pdnet.steps.<step>`."""
+    function = _step(step)
+    lines = inspect.getdoc(function)
+    assert lines is not None
+    summary, helps = lines.splitlines()[0], _argument_help(lines)
+    parser = commands.add_parser(name, help=summary[0].lower() + summary[1:].rstrip("."), description=summary)
+    hints = typing.get_type_hints(function)
+    for key, parameter in inspect.signature(function).parameters.items():
+        if key == "config":
+            _add_params(parser)
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        parser.add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            type=hints[key],
+            required=required,
+            default=None if required else parameter.default,
+            metavar={Path: "PATH", int: "N"}.get(hints[key], "TEXT"),
+            help=helps[key] + ("" if required else f" (default: {parameter.default})"),
+        )
+    parser.set_defaults(run=_run_step(function))
+
+
+def _run_step(function: Callable[..., None]) -> Command:
+    def run(arguments: argparse.Namespace) -> None:
+        from pdnet.config import load_config
+
+        values = {key: getattr(arguments, key) for key in inspect.signature(function).parameters if key != "config"}
+        if "config" in inspect.signature(function).parameters:
+            values["config"] = load_config(arguments.params)
+        function(**values)
+
+    return run
+
+
+def _step(name: str) -> Callable[..., None]:
+    from pdnet import steps
+
+    function: Callable[..., None] = getattr(steps, name)
+    return function
+
+
+def _argument_help(docstring: str) -> dict[str, str]:
+    """The `Args:` section of a Google-style docstring, one line an argument."""
+    helps: dict[str, str] = {}
+    inside = False
+    for line in docstring.splitlines():
+        if line.strip() == "Args:":
+            inside = True
+        elif inside and line.strip().endswith(":") and not line.startswith("        "):
+            break
+        elif inside and ":" in line:
+            key, text = line.strip().split(":", 1)
+            helps[key] = text.strip().rstrip(".")
+    return helps
+
+
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        metavar="FILE",
+        help="parameters as YAML (default: params.yaml)",
+    )
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    """Score masks against annotations: per-clip rows and the data set's figures, in percent."""
+    from pdnet.evaluation.scoring import format_table, score_folders
+    from pdnet.files import write_json
+
+    table = score_folders(
+        arguments.predictions,
+        arguments.annotations,
+        protocol=arguments.protocol,
+        threshold=arguments.threshold,
+    )
+    sys.stdout.write(format_table(table) + "\n")
+    if arguments.json is not None:
+        write_json(arguments.json, table.to_json())
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    """Segment the frames of one clip against its first frame and write a binary mask for each."""
+    from pdnet.inference.predict import predict_folder
+
+    fps, count = predict_folder(arguments.frames, arguments.out, model=arguments.model, device=arguments.device)
+    sys.stdout.write(f"{count} masks in {arguments.out}, {fps:.1f} frames/s from file to file\n")
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    """Print the scores of the last pipeline run beside the trivial baselines, and where to look."""
+    from pdnet.evaluation.summary import format_summary
+
+    sys.stdout.write(format_summary(arguments.build) + "\n")
+
+
+def _import_checkpoint(arguments: argparse.Namespace) -> None:
+    """Convert a released checkpoint (480x480, residual assembly, unscaled attention) into a model file."""
+    from pdnet.model.released import load_released
+    from pdnet.weights import save_model
+
+    network = load_released(arguments.released)
+    save_model(arguments.out, network, {"imported_from": arguments.released.name, "size": 480})
+    config = network.config
+    sys.stdout.write(f"{arguments.out}: {config.backbone}, {config.parts} parts, {config.assembly} assembly\n")
+
+
+def _config_show(arguments: argparse.Namespace) -> None:
+    """Print the configuration with every default filled in, as YAML, and its hash."""
+    from pdnet.config import config_hash, load_config, to_yaml
+
+    config = load_config(arguments.params)
+    sys.stdout.write(f"# {arguments.params}, hash {config_hash(config)}\n{to_yaml(config)}")
+
+
+class _ProgressHandler(logging.Handler):
+    """Draws progress records as a bar in a terminal, elsewhere as a line every ten seconds; messages as lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: tqdm[Any] | None = None
+        self.told = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        state: Progress | None = getattr(record, "progress", None)
+        if state is None:
+            with tqdm.external_write_mode(file=sys.stderr):
+                sys.stderr.write(f"pdnet: {record.getMessage()}\n")
+        elif self.terminal:
+            if self.bar is None or self.bar.desc != f"{state.label}: ":
+                self.close_bar()
+                self.bar = tqdm(total=state.total, desc=state.label, file=sys.stderr, leave=True)
+            self.bar.set_postfix_str(state.note, refresh=False)
+            self.bar.update(state.done - self.bar.n)
+            if state.done == state.total:
+                self.close_bar()
+        elif state.done == state.total or time.monotonic() - self.told > 10:
+            self.told = time.monotonic()
+            sys.stderr.write(f"{state.label} {state.done}/{state.total} {state.note}\n")
+
+    def close_bar(self) -> None:
+        """Leave the bar as it stands and go on below it."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Masks become scores, tables and a report."""

@@ -1,0 +1,23 @@
+"""How a model is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Protocol = Literal["mvps", "davis2016", "davis2017", "all-frames"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scoring on the validation clips.
+
+    Attributes:
+        protocol: which frames count; `mvps` leaves out the first and last annotated frame of a clip.
+        threshold: a pixel is portrait where its probability is at least this. Paper: 5.3, 0.5.
+        speed_frames: frames timed for the FPS figure, after a warm-up.
+    """
+
+    protocol: Protocol = "mvps"
+    threshold: float = 0.5
+    speed_frames: int = 30

@@ -1,0 +1,1 @@
+"""The network in other forms, each checked against the network itself."""

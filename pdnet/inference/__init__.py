@@ -1,0 +1,1 @@
+"""A clip through a trained network, frame by frame."""

@@ -1,0 +1,64 @@
+"""The exported pair graph behind the same interface as the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdnet.data.io import UInt8Array
+from pdnet.data.transforms import normalise, resize_image, resize_probability
+from pdnet.errors import ExportError
+from pdnet.inference.session import Prediction
+
+
+class OnnxModel:
+    """An ONNX file of `pdnet export`, opened with ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: the file is missing, or no graph with the inputs and output of a PDNet pair.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        if not Path(path).is_file():
+            raise ExportError(f"{path}: no such file; expected an ONNX file of `pdnet export-onnx`")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own classes, none of them public
+            raise ExportError(f"{path}: cannot be opened by ONNX Runtime ({str(error).splitlines()[0]})") from None
+        shapes = {node.name: node.shape for node in self.session.get_inputs()}
+        if set(shapes) != {"target", "reference"}:
+            raise ExportError(f"{path}: inputs {', '.join(shapes)}; expected target and reference")
+        self.size = int(shapes["target"][-1])
+
+    def probability(self, target: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) and (B, 3, S, S) float32 -> (B, 1, S, S) float32."""
+        feeds = {"target": target.numpy(), "reference": reference.numpy()}
+        return torch.from_numpy(self.session.run(["probability"], feeds)[0])
+
+
+class OnnxSession:
+    """Segments the frames of one clip with the pair graph, which encodes the reference anew for each frame.
+
+    Args:
+        model: the opened file.
+        reference: the clip's first frame, (H, W, 3) uint8 RGB.
+    """
+
+    def __init__(self, model: OnnxModel, *, reference: UInt8Array) -> None:
+        self.model = model
+        self.reference = self.to_input(reference)
+
+    def to_input(self, frame: UInt8Array) -> torch.Tensor:
+        """(H, W, 3) uint8 RGB -> (1, 3, S, S) float32."""
+        return normalise(resize_image(frame, self.model.size)).unsqueeze(0)
+
+    def step(self, frame: UInt8Array) -> Prediction:
+        """Segment one frame of the clip, (H, W, 3) uint8 RGB of any size."""
+        probability = self.model.probability(self.to_input(frame), self.reference)
+        return Prediction(resize_probability(probability, *frame.shape[:2])[0, 0].numpy(), None, None)

@@ -1,0 +1,121 @@
+"""Step 5: scores, masks, parts and speed on the validation clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from pdnet.config import Config
+from pdnet.data.index import index_clips
+from pdnet.data.io import UInt8Array
+from pdnet.devices import device_name, pick_device
+from pdnet.evaluation.baselines import trivial_baselines
+from pdnet.evaluation.evaluate import Frame, PartStatistics, measure_speed, part_labels, score_clips
+from pdnet.evaluation.overlays import part_colours
+from pdnet.evaluation.scoring import summarise
+from pdnet.files import atomic_folder, write_json
+from pdnet.inference.session import PortraitSession, prepare
+from pdnet.steps.lineage import RunRecord
+from pdnet.weights import load_model
+
+
+def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
+    """Segment and score the validation clips.
+
+    Paper: 5.2.
+
+    Args:
+        videos: data set in the MVPS layout; its `val` clips are used.
+        model: folder of the train step.
+        out: folder for scores.json, frames.parquet, clips.parquet, baselines.parquet, masks/, parts/, run.json.
+        config: `data`, `evaluation`.
+
+    Raises:
+        DataError: a frame cannot be read, or there is no validation clip.
+        CheckpointError: the model file is damaged or of another architecture.
+    """
+    record = RunRecord("evaluate", config, parents=(model,))
+    device = pick_device(config.device)
+    network = prepare(load_model(model / "model.safetensors", expected=config.model), device)
+    frames = index_clips(videos, resolution=config.data.resolution)
+    true_parts = videos / "Parts" / config.data.resolution
+    parts = PartStatistics(config.model.parts, true_parts if true_parts.is_dir() else None)
+    size = config.data.size
+
+    with atomic_folder(out) as folder:
+        rows: list[dict[str, Any]] = []
+        for frame in score_clips(
+            lambda reference: PortraitSession(network, size=size, reference=reference),
+            frames,
+            threshold=config.evaluation.threshold,
+        ):
+            rows.append(frame_row(frame))
+            parts.add(frame)
+            name = f"{frame.row.clip}/{frame.row.frame}.png"
+            _save(folder / "masks" / name, Image.fromarray(frame.mask).convert("L"))
+            labels = part_labels(frame)
+            if labels is not None:
+                _save(folder / "parts" / name, _palette(labels))
+        table = pd.DataFrame(rows)
+        scores = summarise(table, config.evaluation.protocol)
+        baselines = trivial_baselines(frames, protocol=config.evaluation.protocol)
+        speed = measure_speed(network, frames, size=size, count=config.evaluation.speed_frames)
+        table.to_parquet(folder / "frames.parquet", index=False)
+        scores.clips.to_parquet(folder / "clips.parquet", index=False)
+        baselines.to_parquet(folder / "baselines.parquet", index=False)
+        write_json(
+            folder / "scores.json",
+            {
+                "protocol": config.evaluation.protocol,
+                "clips": len(scores.clips),
+                "frames": len(table),
+                **nested(scores.dataset),
+                "all_frames": nested(summarise(table, "all-frames").dataset),
+                "baselines": [{"method": row["method"], **nested(row)} for row in baselines.to_dict("records")],
+                "speed": speed
+                | {
+                    "device": device_name(device),
+                    "precision": "fp32",
+                    "size": size,
+                    "frames": config.evaluation.speed_frames,
+                },
+                "parts": parts.summary(),
+            },
+        )
+        record.write(folder, device=device_name(device), precision="float32")
+
+
+def frame_row(frame: Frame) -> dict[str, Any]:
+    """One row of frames.parquet."""
+    keys = ("clip", "scenario", "frame", "position", "image", "mask")
+    return {key: getattr(frame.row, key) for key in keys} | {"j": frame.j, "f": frame.f}
+
+
+def nested(figures: Mapping[Any, Any]) -> dict[str, Any]:
+    """The figures of a data set as `{"jf_mean", "j": {...}, "f": {...}}`, NaN as None."""
+
+    def number(key: str) -> float | None:
+        value = float(figures[key])
+        return None if math.isnan(value) else value
+
+    measures = {
+        measure: {name: number(f"{measure}_{name}") for name in ("mean", "recall", "decay")} for measure in "jf"
+    }
+    return {"jf_mean": number("jf_mean"), **measures}
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def _palette(labels: UInt8Array) -> Image.Image:
+    """A palette image; the colours are for looking at it, the indices are what counts."""
+    image = Image.fromarray(labels, "P")
+    image.putpalette([0, 0, 0, *(channel for colour in part_colours(int(labels.max(initial=0))) for channel in colour)])
+    return image

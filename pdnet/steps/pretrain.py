@@ -1,0 +1,56 @@
+"""Step 3: the encoder on single images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pdnet.config import Config
+from pdnet.data.index import index_stills
+from pdnet.data.streams import StillDataset
+from pdnet.devices import device_name, pick_device, pick_dtype
+from pdnet.files import atomic_folder
+from pdnet.model import PDNet
+from pdnet.model.backbone import load_backbone_weights
+from pdnet.steps.lineage import RunRecord
+from pdnet.training import loop
+from pdnet.training.task import Task
+from pdnet.weights import save_model
+
+
+def pretrain(*, images: Path, validation: Path, out: Path, config: Config) -> None:
+    """Initialise the network and train its encoder on single images.
+
+    Args:
+        images: image set.
+        validation: folder of the validate step.
+        out: folder for model.safetensors, log.parquet, run.json.
+        config: `model`, `pretrain`, `losses`, `data`.
+
+    Raises:
+        DataError: an image cannot be read.
+        CheckpointError: the backbone's weights cannot be had or do not fit.
+        TrainingError: the loss is no longer a number.
+    """
+    record = RunRecord("pretrain", config, parents=(validation,))
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.train.precision, device)
+    torch.manual_seed(config.seed)
+    network = PDNet(config.model)
+    load_backbone_weights(network.encoder.backbone, config.pretrain.weights)
+    task = Task(network, config.losses, seed=config.seed, dtype=dtype, parts=False)
+    task.to(device).to(memory_format=torch.channels_last)
+    stills = StillDataset(
+        index_stills(images),
+        size=config.data.size,
+        seed=config.seed,
+        photometric=config.train.photometric,
+        cache_mb=config.train.cache_mb,
+    )
+    log = loop.pretrain(task, stills, config.pretrain, seed=config.seed, workers=config.train.workers)
+    with atomic_folder(out) as folder:
+        facts = {"size": config.data.size, "config_hash": record.facts["config_hash"]}
+        save_model(folder / "model.safetensors", network, facts)
+        log.to_parquet(folder / "log.parquet", index=False)
+        record.write(folder, device=device_name(device), precision=str(dtype).removeprefix("torch."), steps=len(log))

@@ -1,0 +1,14 @@
+"""The record of models: one MLflow run and one registry version for each finished pipeline run.
+
+read_record       the steps' folders as parameters, curves, figures, tags and files     (record.py)
+write_samples     pictures for a person                                                 (samples.py)
+open_store        the MLflow store: which, quietly, with clear errors                   (store.py)
+register_model    the record into the store, the ONNX model into the registry           (registry.py)
+"""
+
+from __future__ import annotations
+
+from pdnet.tracking.config import TrackingConfig
+from pdnet.tracking.registry import Registration, register_model
+
+__all__ = ["Registration", "TrackingConfig", "register_model"]

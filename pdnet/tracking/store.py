@@ -1,0 +1,175 @@
+"""The connection to an MLflow store: which one, quietly, and with one clear line when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pdnet.errors import PDNetError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+#: MLflow's own words stay out of the terminal, and nothing is told to its makers.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+#: MLflow's defaults wait for minutes. The first call finds out within seconds whether a server is there; later ones
+#: ride out a restart of some seconds.
+_FIRST_CALL = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_LATER_CALLS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
+
+logger = logging.getLogger(__name__)
+
+
+class Store(NamedTuple):
+    """An MLflow store that has answered.
+
+    Attributes:
+        client: speaks to it.
+        uri: as the user gave it, without user name and password.
+        artifact_location: where a new experiment keeps its files; None leaves it to the store.
+    """
+
+    client: MlflowClient
+    uri: str
+    artifact_location: str | None
+
+
+@contextlib.contextmanager
+def open_store() -> Iterator[Store]:
+    """Yield the store named by `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db` in the working folder.
+
+    A fresh database gets its tables here, which takes seconds. With SQLite, a new experiment's files go to the folder
+    `mlartifacts` beside the database. Environment and loggers are as before when the block ends; what a user has set
+    himself (`MLFLOW_HTTP_REQUEST_TIMEOUT`, ...) is respected.
+
+    Raises:
+        TrackingError: the store does not answer or refuses a call of the block.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    public = public_uri(given)
+    with _environment(_QUIET), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+
+        with _silent_loggers(), _restored_tracking_uri(), _clear_errors(public):
+            uri, artifact_location = given, None
+            if urlsplit(given).scheme.split("+")[0] in _DATABASES:
+                uri, artifact_location = _check_database(given)
+            # Registering a version asks the process-wide store for the model, whatever client is used.
+            mlflow.set_tracking_uri(uri)
+            client = mlflow.MlflowClient(uri)
+            with _environment(_FIRST_CALL):
+                client.search_experiments(max_results=1)
+            with _environment(_LATER_CALLS):
+                yield Store(client, public, artifact_location)
+
+
+def public_uri(uri: str) -> str:
+    """`uri` without user name, password and query."""
+    return re.sub(r"(?<=//)[^/@]*@", "", uri).partition("?")[0]
+
+
+def _check_database(uri: str) -> tuple[str, str | None]:
+    """See that the database can be opened, and written where it is a file; MLflow itself retries for minutes.
+
+    Returns:
+        The URI with an absolute path (MLflow keeps connections by URI, a working folder may change) and, for a file,
+        the artifact folder beside it.
+    """
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    artifact_location = None
+    if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith((":", "file:")):
+        path = Path(url.database).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            logger.info("preparing a new MLflow store in %s, which takes some seconds", path)
+        url, artifact_location = url.set(database=str(path)), (path.parent / "mlartifacts").as_uri()
+    engine = sqlalchemy.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            if url.get_backend_name() == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+    finally:
+        engine.dispose()
+    return url.render_as_string(hide_password=False), artifact_location
+
+
+@contextlib.contextmanager
+def _clear_errors(uri: str) -> Iterator[None]:
+    """Turn whatever the block raises into a TrackingError: stores are plug-ins with errors of many kinds."""
+    try:
+        yield
+    except PDNetError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"MLflow at {uri}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line, without secrets: the innermost system error where there is one, else the first line of the message."""
+    original: Any = getattr(error, "orig", None) or error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            place = f": {cause.filename}" if cause.filename else ""
+            return f"{cause.strerror}{place}; is MLFLOW_TRACKING_URI right, and a server running there?"
+        cause = cause.__cause__ or cause.__context__
+    lines = str(original).strip().splitlines() or [type(original).__name__]
+    line = re.sub(r"(?<=//)[^/@\s]*@", "", lines[0])
+    return line if len(line) <= 300 else line[:299] + "…"
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that are not set yet, and remove them again."""
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _silent_loggers() -> Iterator[None]:
+    """Keep MLflow, its database migrations and connection retries from the terminal: errors are raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic", "sqlalchemy.engine", "urllib3")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@contextlib.contextmanager
+def _restored_tracking_uri() -> Iterator[None]:
+    """Leave MLflow's process-wide store as it was; setting it sets the environment variable too."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before

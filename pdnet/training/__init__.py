@@ -1,0 +1,1 @@
+"""The paper's recipe (5.1): schedule, task, loop."""

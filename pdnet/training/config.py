@@ -1,0 +1,94 @@
+"""What the two training steps can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pdnet.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining of the encoder and its heads on single images.
+
+    Paper: 5.1 starts from ImageNet weights and needs none of it; without such weights this step is where the
+    encoder learns what a person looks like.
+
+    Attributes:
+        weights: backbone weights to start from: `imagenet`, `none`, or the path of a torchvision state dict.
+        epochs: passes over the image set; 0 skips the step and hands on the initial weights.
+        batch_size: images an iteration.
+        lr: highest learning rate, reached after `warmup` of the steps, then poly.
+        warmup: share of the steps with a linearly growing rate.
+        momentum: of SGD.
+        weight_decay: of SGD, on every parameter.
+        poly_power: exponent of the decay.
+    """
+
+    weights: str = "imagenet"
+    epochs: int = 0
+    batch_size: int = 16
+    lr: float = 0.05
+    warmup: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    poly_power: float = 0.9
+
+    def __post_init__(self) -> None:
+        _at_least("pretrain", self, epochs=0, batch_size=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The paper's recipe (5.1): image and video iterations in turn.
+
+    Attributes:
+        epochs: passes over the annotated training frames. Paper: 60.
+        batch_size: target frames an iteration, each with its reference. Paper: 4.
+        image_batch_size: images an image iteration.
+        video_steps_per_image: video iterations after each image iteration. Paper: 2.
+        image_backbone_lr, image_rest_lr: highest rates of the two groups in image iterations. Paper: 2.5e-4, and
+            the rest does not move (a rate of 0 freezes the group: no momentum, no weight decay).
+        video_backbone_lr, video_rest_lr: the same in video iterations. Paper: 2.5e-5, 2.5e-3.
+        momentum, weight_decay: of SGD. Paper: 0.9, 5e-4.
+        poly_power: rates fall with (1 - step/steps)^power. Paper silent: 0.9 (released).
+        late_epoch, late_factor: from that epoch on (0-based) all rates are multiplied. Paper silent: 6, 0.5 (released).
+        clip_grad_norm: bound on the gradient norm of each group; null for none. Paper silent: none (released).
+        precision: `fp32`, `bf16` (autocast), or `auto`: bf16 where the device multiplies it in hardware.
+        workers: loader processes; 0 loads in the training process.
+        cache_mb: decoded images kept in memory, by each loader process.
+        photometric: strength of random brightness, contrast and saturation (0 to 1). Paper silent: 0 (released).
+    """
+
+    epochs: int = 60
+    batch_size: int = 4
+    image_batch_size: int = 4
+    video_steps_per_image: int = 2
+    image_backbone_lr: float = 2.5e-4
+    image_rest_lr: float = 0.0
+    video_backbone_lr: float = 2.5e-5
+    video_rest_lr: float = 2.5e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    poly_power: float = 0.9
+    late_epoch: int = 6
+    late_factor: float = 0.5
+    clip_grad_norm: float | None = None
+    precision: Precision = "auto"
+    workers: int = 4
+    cache_mb: int = 0
+    photometric: float = 0.0
+
+    def __post_init__(self) -> None:
+        _at_least("train", self, epochs=1, batch_size=1, image_batch_size=1, video_steps_per_image=1, workers=0)
+        if not 0 <= self.photometric <= 1:
+            raise ConfigError(f"train.photometric: {self.photometric}, expected 0 to 1")
+
+
+def _at_least(section: str, config: object, **bounds: int) -> None:
+    for name, bound in bounds.items():
+        if getattr(config, name) < bound:
+            raise ConfigError(f"{section}.{name}: {getattr(config, name)}, expected at least {bound}")

@@ -1,0 +1,144 @@
+"""The two training loops: the encoder on images, then the paper's alternation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pdnet.data.streams import EpochBatches, PairDataset, Pairs, StillDataset, Stills, loader
+from pdnet.errors import TrainingError
+from pdnet.progress import track_with_note
+from pdnet.training.config import PretrainConfig, TrainConfig
+from pdnet.training.schedule import Phase, Schedule, warmup_poly
+from pdnet.training.task import Task
+
+
+def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: int, workers: int) -> pd.DataFrame:
+    """Train the encoder and its heads on single images; everything else stays as it is.
+
+    Returns:
+        One row an iteration: step, epoch, phase (`pretrain`), loss, lr_encoder, seconds.
+
+    Raises:
+        TrainingError: the loss is no longer a number.
+    """
+    parameters = list(task.network.encoder.parameters())
+    optimiser = _sgd(parameters, config.momentum, config.weight_decay)
+    per_epoch = EpochBatches(len(images), config.batch_size, seed=seed, stream="image", stop=0).batches_per_epoch
+    steps = config.epochs * per_epoch
+    batches = EpochBatches(len(images), config.batch_size, seed=seed, stream="pretrain", stop=steps)
+    rows: list[dict[str, Any]] = []
+    task.train()
+    started = time.perf_counter()
+    stream = loader(images, batches, workers=workers)
+    for (index, batch), progress in track_with_note(enumerate(stream), "pretrain", steps):
+        rate = config.lr * warmup_poly(index, steps, config.poly_power, config.warmup)
+        loss = task.pretrain(cast(Stills, _to_device(batch, task)))
+        _check_finite(loss, index)
+        _descend(loss, {"encoder": optimiser}, {"encoder": rate}, clip=None)
+        rows.append(
+            {
+                "step": index,
+                "epoch": index // per_epoch,
+                "phase": "pretrain",
+                "loss": loss.item(),
+                "lr_encoder": rate,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        progress.note = f"loss {rows[-1]['loss']:.3f}"
+    return pd.DataFrame(rows, columns=["step", "epoch", "phase", "loss", "lr_encoder", "seconds"])
+
+
+def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainConfig, *, seed: int) -> pd.DataFrame:
+    """Train the whole network by the paper's alternation of image and video iterations.
+
+    Paper: 5.1.
+
+    Returns:
+        One row an iteration: step, epoch, phase, loss and its terms, lr_backbone, lr_rest, data_seconds (waiting
+        for the loader), seconds (since the start).
+
+    Raises:
+        TrainingError: the loss is no longer a number.
+    """
+    video_batches = EpochBatches(len(videos), config.batch_size, seed=seed, stream="video", stop=0).batches_per_epoch
+    schedule = Schedule(config, video_batches)
+    stops = {"video": config.epochs * schedule.video_batches, "image": config.epochs * schedule.image_batches}
+
+    def stream(phase: Phase, dataset: PairDataset | StillDataset, size: int) -> Iterator[Stills | Pairs]:
+        batches = EpochBatches(len(dataset), size, seed=seed, stream=phase, stop=stops[phase])
+        return iter(loader(dataset, batches, workers=config.workers))
+
+    streams = {
+        "video": stream("video", videos, config.batch_size),
+        "image": stream("image", images, config.image_batch_size),
+    }
+    groups = task.parameter_groups()
+    optimisers = {name: _sgd(group, config.momentum, config.weight_decay) for name, group in groups.items()}
+    iterations: dict[str, Callable[[Any], Any]] = {"video": task.video, "image": task.image}
+    rows: list[dict[str, Any]] = []
+    task.train()
+    started = time.perf_counter()
+    for index, progress in track_with_note(range(schedule.steps), "train", schedule.steps):
+        step = schedule.step(index)
+        waited = time.perf_counter()
+        batch = _to_device(next(streams[step.phase]), task)
+        waited = time.perf_counter() - waited
+        for name, group in groups.items():  # a frozen group costs no gradient and keeps its momentum as it is
+            for parameter in group:
+                parameter.requires_grad_(step.rates[name] > 0)
+        loss = iterations[step.phase](batch)
+        _check_finite(loss.total, index)
+        _descend(loss.total, optimisers, step.rates, clip=config.clip_grad_norm)
+        rows.append(
+            {"step": index, "epoch": step.epoch, "phase": step.phase, "loss": loss.total.item()}
+            | {name: term.item() for name, term in loss.terms.items()}
+            | {f"lr_{name}": rate for name, rate in step.rates.items()}
+            | {"data_seconds": waited, "seconds": time.perf_counter() - started}
+        )
+        progress.note = f"epoch {step.epoch + 1}/{config.epochs} {step.phase} loss {rows[-1]['loss']:.3f}"
+    for group in groups.values():
+        for parameter in group:
+            parameter.requires_grad_(True)
+    return pd.DataFrame(rows)
+
+
+def _sgd(parameters: list[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+
+
+def _descend(
+    loss: Tensor, optimisers: dict[str, torch.optim.SGD], rates: dict[str, float], *, clip: float | None
+) -> None:
+    """One step of every optimiser whose rate is not 0; the others do not move, momentum and decay included."""
+    moving = {name: optimiser for name, optimiser in optimisers.items() if rates[name] > 0}
+    for optimiser in optimisers.values():
+        optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, optimiser in moving.items():
+        group = optimiser.param_groups[0]
+        group["lr"] = rates[name]
+        if clip is not None:
+            nn.utils.clip_grad_norm_(group["params"], clip)
+        optimiser.step()
+
+
+def _check_finite(loss: Tensor, index: int) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(f"the loss is {loss.item()} at step {index}; a lower learning rate usually helps")
+
+
+def _to_device(batch: Stills | Pairs, task: Task) -> Stills | Pairs:
+    device = next(task.network.parameters()).device
+
+    def move(x: Tensor) -> Tensor:
+        layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+        return x.to(device, non_blocking=True, memory_format=layout)
+
+    return type(batch)(*map(move, batch))
