@@ -74,10 +74,10 @@ def plain_boundary(mask: BoolMask) -> BoolMask:
 def plain_dilation() -> tuple[str, Dilate]:
     """The dilation at hand, with its name and version."""
     try:
-        import cv2  # noqa: PLC0415
+        import cv2
     except ImportError:
-        import scipy  # noqa: PLC0415
-        from scipy import ndimage  # noqa: PLC0415
+        import scipy
+        from scipy import ndimage
 
         return f"scipy {scipy.__version__}", ndimage.binary_dilation
     cv2.setNumThreads(1)
@@ -107,7 +107,7 @@ def drawn_pairs(count: int = 12) -> list[tuple[Mask, Mask]]:
 
 def stored_pairs(predictions: Path, annotations: Path) -> list[tuple[Mask, Mask]]:
     """The masks of two folders, paired by name."""
-    from pdnet.data.io import read_mask  # noqa: PLC0415
+    from pdnet.data.io import read_mask
 
     names = sorted(path.name for path in annotations.glob("*.png"))
     return [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import logging
 import sys
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +24,34 @@ Command = Callable[[argparse.Namespace], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (2 wrong input, 3 refused, 4 not available here)."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    handler = _ProgressHandler()
-    log = logging.getLogger("pdnet")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    arguments = build_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with show_progress():
+            arguments.run(arguments)
     except PDNetError as error:
-        handler.close_bar()
         sys.stderr.write(f"pdnet: error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        handler.close_bar()
         sys.stderr.write("pdnet: interrupted\n")
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; nobody is left to tell
         return 141
-    finally:
-        log.removeHandler(handler)
     return 0
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[None]:
+    """Show what the `pdnet` loggers tell on stderr while the block runs."""
+    handler = _ProgressHandler()
+    log = logging.getLogger("pdnet")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handler.close_bar()
+        log.removeHandler(handler)
 
 
 def build_parser() -> argparse.ArgumentParser:

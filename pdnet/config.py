@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -57,6 +58,10 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed}, expected at least 0")
+
 
 def load_config(path: Path) -> Config:
     """Read a params file.
@@ -81,10 +86,11 @@ def parse_config(text: str, *, source: str = "params") -> Config:
     """
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}: not YAML{where}: {getattr(error, 'problem', error)}") from None
+        reason = str(getattr(error, "problem", error)).splitlines()[0]
+        raise ConfigError(f"{source}: not YAML{where}: {reason}") from None
     return from_mapping(Config, {} if content is None else content, source=source)
 
 
@@ -154,9 +160,12 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:  # noqa: PLR0
         return tuple(_convert(kind, item, source, f"{key}[{i}]") for i, (kind, item) in pairs)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
+            number = float(value)  # YAML 1.1 reads 1e-4 as text
+        except (ValueError, OverflowError):
             raise wrong from None
+        if not math.isfinite(number):
+            raise wrong
+        return number
     if hint is type(None):
         if value is not None:
             raise wrong

@@ -48,7 +48,8 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 model = " ".join(line.split(":", 1)[1].split())
                 break
-    return f"{model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def _has_amx() -> bool:

@@ -57,7 +57,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target = Path(target)
     if target.exists() and not (target / _MARKER).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise DataError(f"{target}: holds other files; expected a new or empty folder, or one that pdnet wrote")
-    with atomic_path(target) as fresh:
+    with atomic_path(target.resolve()) as fresh:  # behind a link: the link stays
         fresh.mkdir()
         (fresh / _MARKER).write_text("Written by pdnet as a whole; the next run replaces it.\n", encoding="utf-8")
         yield fresh

@@ -15,7 +15,7 @@ class DataConfig:
         videos: a data set in the MVPS layout (relative paths: to the working folder).
         images: an image set for the image stream, `Images/` + `Labels/`.
         resolution: the folder below `Keyframes/` and `Annotations/`.
-        size: frames are resized to `size` x `size` pixels. Paper: 5.1, 480.
+        size: frames are resized to `size` x `size` pixels for prediction, scores and export. Paper: 5.1, 480.
     """
 
     videos: str = "data/mvps"

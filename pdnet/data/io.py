@@ -50,7 +50,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB; 16-bit grey is scaled (Pillow's own conversion clips it)."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        peak = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        peak = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0.0) > 255 else 255.0
         image = Image.fromarray(np.round(values * (255.0 / peak)).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 

@@ -16,6 +16,9 @@ from pdnet.data.io import BoolArray, UInt8Array, read_pair
 from pdnet.data.transforms import Augmentation, normalise
 from pdnet.errors import DataError
 
+#: annotated frames from a target back to its second reference. Paper: 5.5, table 5
+REFERENCE_LAG = 5
+
 Key = tuple[int, int]  # (epoch, index into the table)
 
 
@@ -69,11 +72,9 @@ class PairDataset(Dataset[Pairs]):
     """Augmented target frames, each with its clip's first frame; the key is (epoch, row).
 
     Paper: 4.1, the first frame is the reference. Target and reference share crop and flip (released). For N > 1
-    reference frames the second is `lag` annotated frames before the target (paper: 5.5, table 5), the third twice
-    as far, never before the first.
+    reference frames the second is `REFERENCE_LAG` annotated frames before the target, the third twice as far, never
+    before the first.
     """
-
-    lag = 5
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class PairDataset(Dataset[Pairs]):
         self.paths = list(zip(table["image"], table["mask"], strict=True))
         positions = table["position"].to_numpy()
         self.references_of = [
-            [row - position] + [row - min(position, self.lag * n) for n in range(1, references)]
+            [row - position] + [row - min(position, REFERENCE_LAG * n) for n in range(1, references)]
             for row, position in enumerate(positions.tolist())
         ]
         self.size, self.seed, self.photometric = size, seed, photometric
@@ -151,15 +152,24 @@ class EpochBatches(Sampler[list[Key]]):
 
 def loader(
     dataset: Dataset[Stills] | Dataset[Pairs], batches: EpochBatches, *, workers: int
-) -> DataLoader[Stills | Pairs]:
-    """A loader over `batches` that keeps their order, whatever the number of workers."""
-    return DataLoader(
+) -> Iterator[Stills | Pairs]:
+    """Load `batches` in their order, whatever the number of workers.
+
+    Raises:
+        DataError: a file cannot be read, or image and mask differ in size.
+    """
+    stream: DataLoader[Stills | Pairs] = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_collate,
     )
+    try:
+        yield from stream
+    except DataError as error:
+        # From a worker, torch makes the message a traceback that ends in the line `pdnet.errors.DataError: <message>`.
+        raise DataError(str(error).strip().rpartition("pdnet.errors.DataError: ")[2]) from None
 
 
 def generator(seed: int, stream: str, *position: int) -> np.random.Generator:

@@ -59,8 +59,8 @@ def mistake_overlay(image: UInt8Array, prediction: BoolArray, annotation: BoolAr
     _check_sizes(image, prediction=prediction, annotation=annotation)
     height, width = prediction.shape
     unit = max(1, round(max(height, width) / 400))  # a pixel of the small picture on the page
-    grey = image.mean(axis=2, keepdims=True)
-    canvas = np.where(prediction[..., None] | annotation[..., None], image, 0.35 * image + 0.3 * grey + 0.35 * 255)
+    pale = 0.25 * image + 0.75 * image.mean(axis=2, keepdims=True)  # a blue striped shirt must not look like a mistake
+    canvas = np.where(prediction[..., None] | annotation[..., None], pale, 0.6 * pale + 0.4 * 255)
     canvas = _tint(canvas, prediction & annotation, HIT_COLOUR, 0.22)
     canvas = _tint(canvas, prediction & ~annotation, FALSE_POSITIVE_COLOUR, 0.75)
     stripes = (np.add.outer(np.arange(height), np.arange(width)) // (3 * unit)) % 2 == 0

@@ -34,6 +34,7 @@ from pdnet.evaluation.overlays import (
     part_colours,
     part_overlay,
 )
+from pdnet.evaluation.scoring import FIGURES
 from pdnet.files import read_json, write_text
 
 #: a part that holds less than this share of the portrait is called degenerate
@@ -48,9 +49,7 @@ J_COLOUR, F_COLOUR = "#2f6db5", "#d9822b"
 VIDEO_COLOUR, IMAGE_COLOUR = "#2f6db5", "#d9822b"
 
 _FRAME_COLUMNS = ("clip", "scenario", "frame", "position", "j", "f")
-_CLIP_COLUMNS = (
-    "clip", "scenario", "frames", "jf", "j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay",
-)  # fmt: skip
+_CLIP_COLUMNS = ("clip", "scenario", "frames", *FIGURES)
 _TERMS = {
     "final": "final output",
     "encoder_t": "encoder's four outputs",
@@ -130,12 +129,13 @@ def write_report(
         config: the configuration as plain dicts (`pdnet.config.to_mapping`).
         config_hash: its digest (`pdnet.config.config_hash`).
         resolution: the folder below `Keyframes/` and `Annotations/`.
-        comparison: JSON with `label`, `scores`, `config_hash`, `data_md5` of the same recipe without IPDA.
+        comparison: JSON with `label` and `scores` (as in scores.json) of the same recipe without IPDA on the same
+            data; None where that was not measured.
 
     Raises:
         DataError: a file of a step is missing, damaged, or lacks what the page shows.
     """
-    scores = _read_object(evaluation / "scores.json", "jf_mean", "all_frames.jf_mean", "baselines", "speed", "parts")
+    scores = _read_object(evaluation / "scores.json", "jf_mean", "all_frames.jf_mean", "baselines", "speed")
     frames = _read_table(evaluation / "frames.parquet", _FRAME_COLUMNS)
     folders = {"validate": validation, "pretrain": pretrain, "train": train, "evaluate": evaluation, "export": export}
     required = ("pretrain", "train", "evaluate")
@@ -276,16 +276,16 @@ def _hex(colour: Colour) -> str:
 
 
 def _read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that holds `keys`, dots for levels."""
+    """Read a JSON object that has a value for each of `keys` (dots for levels)."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, expected an object")
     for key in keys:
         level: Any = content
         for name in key.split("."):
-            if not isinstance(level, dict) or name not in level:
-                raise DataError(f"{path}: lacks '{key}'")
-            level = level[name]
+            level = level.get(name) if isinstance(level, dict) else None
+        if level is None:
+            raise DataError(f"{path}: lacks '{key}'")
     return content
 
 
@@ -305,7 +305,7 @@ def _with_paths(frames: pd.DataFrame, videos: Path, resolution: str, source: Pat
     if frames.empty:
         raise DataError(f"{source}: holds no frames, expected the scored validation frames")
     index = index_clips(videos, resolution=resolution, splits=("val",))[["clip", "frame", "image", "mask"]]
-    joined = frames.merge(index, on=["clip", "frame"], how="left")
+    joined = frames[list(_FRAME_COLUMNS)].merge(index, on=["clip", "frame"], how="left")
     if (absent := joined["image"].isna()).any():
         first = joined[absent].iloc[0]
         raise DataError(
@@ -322,16 +322,15 @@ def _head(run: _Run) -> dict[str, Any]:
     scores, speed, record = run.scores, run.scores["speed"], run.runs["evaluate"]
     lead, verdict = _verdict(scores)
     commit = (record.get("git_commit") or "unknown")[:10] + (" with local changes" if record.get("git_dirty") else "")
-    parts = f"{run.setting('model', 'parts')} parts" if run.setting("model", "ipda") else "no parts"
+    parts = _plural(run.setting("model", "parts") or 0, "part") if run.setting("model", "ipda") else "no parts"
     size = speed.get("size") or run.setting("data", "size")
     model = f"{run.setting('model', 'backbone')}, {parts}, {size} × {size} pixels"
-    shares = (scores["parts"] or {}).get("share")
+    shares = (scores.get("parts") or {}).get("share")
     return {
         "model": _model_name(run),
         "data": Path(_data(record, "videos").get("path") or "").name or "validation clips",
         "facts": [model, f"commit {commit}", _date(record.get("started")), f"configuration {run.config_hash}"],
         "verdict": verdict,
-        "good": lead is not None and lead > 0,
         "lead": lead,
         "scores": _score_row("PDNet", scores, "model"),
         "device": _device(speed),
@@ -377,6 +376,7 @@ def _score_section(run: _Run) -> dict[str, Any]:
         "difference": _small(parity.get("max_probability_difference")),
         "onnx_gap": points_apart(parity["onnx"]["jf_mean"], parity["torch"]["jf_mean"]),
         "ipda": _ipda_sentence(run),
+        "unmeasured": bool(run.setting("model", "ipda")) and run.comparison is None,
     }
 
 
@@ -391,39 +391,32 @@ def _ipda_sentence(run: _Run) -> str:
     if not run.setting("model", "ipda"):
         return "This run is trained without IPDA (model.ipda: false)."
     if run.comparison is None:
-        return "What IPDA adds was not measured in this run: `make ablation` trains the same recipe without IPDA."
+        return "What IPDA adds was not measured in this run:"  # the page names the command
     without = run.comparison["scores"]["jf_mean"]
     gain = points_apart(run.scores["jf_mean"], without)
     with_text, without_text = percent(run.scores["jf_mean"]), percent(without)
     if gain > 0:
-        sentence = f"IPDA scores higher: J&F {with_text} with it, {without_text} without, {number(gain)} points more."
-    elif gain < 0:
-        sentence = (
+        return f"IPDA scores higher: J&F {with_text} with it, {without_text} without, {number(gain)} points more."
+    if gain < 0:
+        return (
             f"IPDA does not score higher here: J&F {with_text} with it, {without_text} without, "
             f"{number(-gain)} points less."
         )
-    else:
-        sentence = f"IPDA does not score higher here: J&F is {with_text} with it and without it."
-    measured_on = run.comparison.get("data_md5")
-    data = _data(run.runs["evaluate"], "videos").get("md5")
-    if measured_on and data and measured_on != data:
-        sentence += f" The two were measured on different data (md5 {data} and {measured_on}): not a fair comparison."
-    return sentence
+    return f"IPDA does not score higher here: J&F is {with_text} with it and without it."
 
 
 def _clip_section(run: _Run) -> dict[str, Any]:
     clips = run.clips
-    names = [f"{measure}_{figure}" for measure in "jf" for figure in ("mean", "recall", "decay")]
     groups = clips.groupby("scenario", sort=False)
-    scenarios = groups[["jf", "j_mean", "f_mean"]].mean().assign(clips=groups.size()).reset_index()
+    scenarios = groups[["jf_mean", "j_mean", "f_mean"]].mean().assign(clips=groups.size()).reset_index()
     return {
         "rows": [
             {
                 "clip": str(row["clip"]).split("/")[-1],
                 "scenario": _words(str(row["scenario"])),
                 "frames": int(row["frames"]),
-                "jf": float(row["jf"]),
-                "figures": [float(row[name]) for name in names],
+                "jf": float(row["jf_mean"]),
+                "figures": [float(row[name]) for name in FIGURES[1:]],
             }
             for row in clips.to_dict("records")
         ],
@@ -431,7 +424,7 @@ def _clip_section(run: _Run) -> dict[str, Any]:
             {
                 "name": _words(str(row["scenario"])),
                 "clips": int(row["clips"]),
-                "jf": float(row["jf"]),
+                "jf": float(row["jf_mean"]),
                 "j": float(row["j_mean"]),
                 "f": float(row["f_mean"]),
             }
@@ -446,7 +439,7 @@ def _time_section(run: _Run) -> dict[str, Any]:
     scores = run.frames[["j", "f"]].to_numpy(dtype=np.float64)
     least = float(np.nanmin(scores)) if np.isfinite(scores).any() else 0.0
     low = min(80, max(0, math.floor(10 * least) * 10))
-    figures = dict(zip(run.clips["clip"], run.clips["jf"], strict=True))
+    figures = dict(zip(run.clips["clip"], run.clips["jf_mean"], strict=True))
     charts = []
     for clip, frames in run.frames.groupby("clip", sort=False):
         stems = frames["frame"].tolist()
@@ -510,7 +503,7 @@ def _shown_frame(run: _Run, row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _part_section(run: _Run) -> dict[str, Any] | None:
     """None without IPDA: there are no parts then."""
-    parts = run.scores["parts"]
+    parts = run.scores.get("parts")
     if not run.setting("model", "ipda") or not parts:
         return None
     shares = [float(share) for share in parts["share"]]
@@ -575,7 +568,7 @@ def _match(match: Mapping[str, Any], shares: Sequence[float], colours: Sequence[
             {
                 "part": index,
                 "colour": colour,
-                "cells": [{"share": float(share), "largest": place == row.argmax()} for place, share in enumerate(row)],
+                "cells": [{"share": float(share), "largest": share == row.max() > 0} for share in row],
             }
             for index, (row, colour) in enumerate(zip(confusion, colours, strict=True), 1)
         ],
@@ -652,7 +645,9 @@ def _rate_charts(video: pd.DataFrame, image: pd.DataFrame, pretrain: pd.DataFram
 
 
 def _rate_chart(title: str, lines: Sequence[Line], legend: Sequence[tuple[str, str]], note: str) -> dict[str, Any]:
-    svg = line_chart(lines, title=f"Learning rate, {title.lower()}", x_label="iteration", log=True, width=400, height=200)
+    svg = line_chart(
+        lines, title=f"Learning rate, {title.lower()}", x_label="iteration", log=True, width=400, height=200
+    )
     return {"title": title, "svg": svg, "legend": legend, "note": note}
 
 
@@ -699,7 +694,7 @@ def _data_section(run: _Run) -> dict[str, Any]:
 def _record_section(run: _Run) -> dict[str, Any]:
     rows = [
         {
-            "step": step,
+            "step": record.get("step") or step,
             "started": _date(record.get("started")),
             "duration": _duration(record.get("seconds")),
             "device": _device(record),
@@ -714,7 +709,11 @@ def _record_section(run: _Run) -> dict[str, Any]:
         "config_hash": run.config_hash,
         "steps": rows,
         "dirty": any(record.get("git_dirty") for record in run.runs.values()),
-        "raw": yaml.safe_dump(run.runs, sort_keys=False, allow_unicode=True),
+        "raw": yaml.safe_dump(
+            {step: record | {"parents": list(record.get("parents") or {})} for step, record in run.runs.items()},
+            sort_keys=False,
+            allow_unicode=True,
+        ),
         "versions": _versions(run),
     }
 

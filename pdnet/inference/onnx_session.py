@@ -10,7 +10,7 @@ import torch
 from pdnet.data.io import UInt8Array
 from pdnet.data.transforms import normalise, resize_image, resize_probability
 from pdnet.errors import ExportError
-from pdnet.inference.session import Prediction
+from pdnet.inference.session import Prediction, ReferenceRing
 
 
 class OnnxModel:
@@ -35,9 +35,10 @@ class OnnxModel:
         if set(shapes) != {"target", "reference"}:
             raise ExportError(f"{path}: inputs {', '.join(shapes)}; expected target and reference")
         self.size = int(shapes["target"][-1])
+        self.references = int(shapes["reference"][1]) if len(shapes["reference"]) == 5 else 1
 
     def probability(self, target: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) and (B, 3, S, S) float32 -> (B, 1, S, S) float32."""
+        """(B, 3, S, S) and (B, 3, S, S), or (B, N, 3, S, S) for N references, float32 -> (B, 1, S, S) float32."""
         feeds = {"target": target.numpy(), "reference": reference.numpy()}
         return torch.from_numpy(self.session.run(["probability"], feeds)[0])
 
@@ -52,13 +53,20 @@ class OnnxSession:
 
     def __init__(self, model: OnnxModel, *, reference: UInt8Array) -> None:
         self.model = model
-        self.reference = self.to_input(reference)
+        self.ring: ReferenceRing[torch.Tensor] = ReferenceRing(self.to_input(reference), model.references)
 
     def to_input(self, frame: UInt8Array) -> torch.Tensor:
         """(H, W, 3) uint8 RGB -> (1, 3, S, S) float32."""
         return normalise(resize_image(frame, self.model.size)).unsqueeze(0)
 
+    def reference(self) -> torch.Tensor:
+        """The graph's second input for the next frame: (1, 3, S, S), or (1, N, 3, S, S)."""
+        current = self.ring.current()
+        return current[0] if len(current) == 1 else torch.stack(current, dim=1)
+
     def step(self, frame: UInt8Array) -> Prediction:
         """Segment one frame of the clip, (H, W, 3) uint8 RGB of any size."""
-        probability = self.model.probability(self.to_input(frame), self.reference)
+        target = self.to_input(frame)
+        probability = self.model.probability(target, self.reference())
+        self.ring.push(target)
         return Prediction(resize_probability(probability, *frame.shape[:2])[0, 0].numpy(), None, None)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import deque
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pdnet.data.io import UInt8Array
+from pdnet.data.streams import REFERENCE_LAG
 from pdnet.data.transforms import normalise, resize_image, resize_probability
 from pdnet.model import PDNet, PDNetOutput, ReferenceFeatures
+
+T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -32,8 +36,33 @@ def prepare(network: PDNet, device: torch.device, dtype: torch.dtype = torch.flo
     return network.eval().to(device, dtype).to(memory_format=torch.channels_last)
 
 
+class ReferenceRing(Generic[T]):
+    """The N reference frames of the next target: the first frame, then those `lag`, 2 `lag`, ... frames before it.
+
+    Paper: 4.1, the first frame; 5.5 (table 5), the fifth annotated frame before as the second. No reference lies
+    before the first frame.
+
+    Args:
+        first: what is kept of the first frame.
+        references: N.
+    """
+
+    def __init__(self, first: T, references: int) -> None:
+        self.first, self.references = first, references
+        self.past: deque[T] = deque(maxlen=max(1, (references - 1) * REFERENCE_LAG))
+
+    def current(self) -> list[T]:
+        """The N references of the next target."""
+        lags = [REFERENCE_LAG * n for n in range(1, self.references)]
+        return [self.first, *(self.past[-lag] if lag <= len(self.past) else self.first for lag in lags)]
+
+    def push(self, item: T) -> None:
+        """Remember a frame that has been segmented."""
+        self.past.append(item)
+
+
 class PortraitSession:
-    """Segments the frames of one clip against its first frame.
+    """Segments the frames of one clip against its first frame (and later ones, for networks of N > 1 references).
 
     Args:
         network: as `prepare` returns it.
@@ -46,7 +75,8 @@ class PortraitSession:
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         with torch.inference_mode():
-            self.reference: ReferenceFeatures = network.encode_reference(self.to_input(reference))
+            first = network.encode_reference(self.to_input(reference))
+        self.ring: ReferenceRing[ReferenceFeatures] = ReferenceRing(first, network.config.references)
 
     def to_input(self, frame: UInt8Array) -> torch.Tensor:
         """(H, W, 3) uint8 RGB -> (1, 3, size, size), normalised, on the device."""
@@ -56,12 +86,17 @@ class PortraitSession:
     def infer(self, image: torch.Tensor) -> PDNetOutput:
         """The network alone on an input of `to_input`; what the paper's FPS measures."""
         with torch.inference_mode():
-            return self.network.segment(image, self.reference)
+            current = self.ring.current()
+            references = current[0] if len(current) == 1 else ReferenceFeatures.concatenate(current)
+            return self.network.segment(image, references)
 
     def step(self, frame: UInt8Array) -> Prediction:
         """Segment one frame of the clip, (H, W, 3) uint8 RGB of any size."""
-        output = self.infer(self.to_input(frame))
+        image = self.to_input(frame)
+        output = self.infer(image)
         with torch.inference_mode():
+            if self.ring.references > 1:
+                self.ring.push(self.network.encode_reference(image))
             probability = resize_probability(output.logits.float().sigmoid(), *frame.shape[:2])[0, 0].cpu().numpy()
             maps = output.maps
             if maps.saliency_logits is None or maps.part_logits is None:

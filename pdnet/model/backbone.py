@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -61,16 +62,7 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """
     if source == "none":
         return
-    if source == "imagenet":
-        try:
-            state = _IMAGENET[backbone.name].get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"ImageNet weights of {backbone.name} cannot be downloaded ({error}); "
-                "give the path of a torchvision state dict instead, or 'none'"
-            ) from None
-    else:
-        state = read_state_dict(Path(source))
+    state = _imagenet_weights(backbone.name) if source == "imagenet" else read_state_dict(Path(source))
     wanted = backbone.state_dict()
     given = {name: value for name, value in state.items() if not name.startswith("fc.")}
     check_state(given, wanted, f"{source}: not the weights of a {backbone.name}")
@@ -83,15 +75,64 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected a torch state dict") from None
-    except Exception as error:  # torch raises a wide family here: pickle, zip, runtime and OS errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a torch state dict ({reason})") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    state = read_checkpoint(path, "a torch state dict")
+    if not is_state_dict(state):
         raise CheckpointError(f"{path}: holds no flat dict of tensors; expected a torch state dict")
+    return state
+
+
+def read_checkpoint(path: Path, expected: str) -> Any:
+    """Read what `torch.save` wrote, without unpickling code; `expected` says what that should be.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds Python objects that only their own code could load.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; expected {expected}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); expected {expected}") from None
+    except Exception:
+        # A wide family (pickle, zip, runtime errors) whose messages run over lines and advise to load code.
+        raise CheckpointError(
+            f"{path}: damaged, or holds Python objects, which are not loaded; expected {expected}"
+        ) from None
+
+
+def is_state_dict(content: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Whether it is a dict of named tensors, and not an empty one."""
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
+
+
+def _imagenet_weights(name: BackboneName) -> dict[str, Tensor]:
+    """The ImageNet weights that torchvision publishes, downloaded once into torch's own cache.
+
+    Raises:
+        CheckpointError: they cannot be downloaded, or the cached file is not what torchvision published.
+    """
+    weights = _IMAGENET[name]
+    cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    remedy = "give the path of a torchvision state dict instead, or 'none'"
+    if cached.is_file():
+        # torch compares the hash of what it downloads, not that of a file it finds.
+        published = cached.stem.rpartition("-")[2]
+        found = hashlib.sha256(cached.read_bytes()).hexdigest()[: len(published)]
+        if found != published:
+            raise CheckpointError(
+                f"{cached}: damaged ImageNet weights: SHA-256 starts with {found}, expected {published}; "
+                f"delete the file to download it again, or {remedy}"
+            )
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # the network, the disk, the hash: each raises its own family
+        raise CheckpointError(f"ImageNet weights of {name} cannot be downloaded ({error}); {remedy}") from None
     return state
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pdnet.errors import CheckpointError
-from pdnet.model.backbone import check_state
+from pdnet.model.backbone import BackboneName, check_state, is_state_dict, read_checkpoint
 from pdnet.model.pdnet import ModelConfig, PDNet
 
 # released prefix -> ours; `{i}` stands for the index inside a block of convolutions and norms
@@ -54,6 +54,14 @@ _PART_NAMES |= {
     for kind, slot in (("conv", 0), ("bn", 1))
 }
 
+# (bottleneck blocks, blocks in layer3) -> backbone
+_BACKBONES: dict[tuple[bool, int], BackboneName] = {
+    (False, 2): "resnet18",
+    (False, 6): "resnet34",
+    (True, 6): "resnet50",
+    (True, 23): "resnet101",
+}
+
 
 def load_released(path: Path) -> PDNet:
     """Read a released checkpoint (`torch.save` of `{"model": state_dict}`) into our network.
@@ -64,26 +72,27 @@ def load_released(path: Path) -> PDNet:
     Raises:
         CheckpointError: the file is missing, damaged, or no released PDNet.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint of the released PDNet") from None
-    except Exception as error:  # torch raises a wide family here: pickle, zip, runtime and OS errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a torch checkpoint ({reason})") from None
+    content = read_checkpoint(path, "a checkpoint of the released PDNet")
     state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not is_state_dict(state):
         raise CheckpointError(f"{path}: has no dict of tensors under the key 'model'; expected a released checkpoint")
     state = {name.removeprefix("module."): value for name, value in state.items()}
     network = PDNet(_architecture(state, path))
-    converted = convert_released(state)
+    try:
+        converted = convert_released(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not a checkpoint of the released PDNet: {error}") from None
     check_state(converted, network.state_dict(), f"{path}: not a checkpoint of the released PDNet")
     network.load_state_dict(converted)
     return network.eval()
 
 
 def convert_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename released parameters to ours and stack those of the parts; unknown names are kept as they are."""
+    """Rename released parameters to ours and stack those of the parts; unknown names are kept as they are.
+
+    Raises:
+        CheckpointError: the parts of a layer differ in shape.
+    """
     converted: dict[str, Tensor] = {}
     stacks: dict[str, dict[int, Tensor]] = {}
     for name, value in state.items():
@@ -99,6 +108,9 @@ def convert_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 stacks.setdefault(part_name, {})[part] = value
     for name, values in stacks.items():
         ordered = [values[part] for part in sorted(values)]
+        shapes = sorted({tuple(value.shape) for value in ordered})
+        if len(shapes) > 1:
+            raise CheckpointError(f"{name} has shapes {' and '.join(map(str, shapes))} for different parts")
         converted[name] = ordered[0] if ordered[0].dim() == 0 else torch.cat(ordered)
     return converted
 
@@ -115,13 +127,16 @@ def _part_of(name: str) -> tuple[str, int | None]:
 
 def _architecture(state: dict[str, Tensor], path: Path) -> ModelConfig:
     try:
-        deepest = state["l5_adapt.0.weight"]
         blocks = len({name.split(".")[2] for name in state if name.startswith("bkbone.layer3.")})
         bottleneck = "bkbone.layer1.0.conv3.weight" in state
-        backbones = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
+        if (bottleneck, blocks) not in _BACKBONES:
+            raise CheckpointError(
+                f"{path}: not a checkpoint of the released PDNet: {blocks} blocks in bkbone.layer3, "
+                "expected those of a ResNet-18, 34, 50 or 101"
+            )
         return ModelConfig(
-            backbone=backbones[bottleneck, blocks],  # type: ignore[arg-type]
-            width=deepest.shape[0],
+            backbone=_BACKBONES[bottleneck, blocks],
+            width=state["l5_adapt.0.weight"].shape[0],
             part_width=state["ipda.sup_adapt2.0.weight"].shape[0],
             attention_width=state["ipda.part_q_conv.0.weight"].shape[0],
             parts=len({name.split(".")[2] for name in state if name.startswith("ipda.part_q_conv.")}),

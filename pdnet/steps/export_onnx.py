@@ -85,8 +85,8 @@ def compare(network: PDNet, exported: OnnxModel, frames: pd.DataFrame, *, count:
         clip = OnnxSession(exported, reference=read_image(first[str(row.clip)]))
         target = clip.to_input(read_image(str(row.image)))
         with torch.inference_mode():
-            wanted = graph(target, clip.reference)
-        found = exported.probability(target, clip.reference)
+            wanted = graph(target, clip.reference())
+        found = exported.probability(target, clip.reference())
         difference = (wanted - found).abs()
         largest = max(largest, float(difference.max()))
         total += float(difference.mean())

@@ -43,7 +43,7 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config) -> No
     task.to(device).to(memory_format=torch.channels_last)
     stills = StillDataset(
         index_stills(images),
-        size=config.data.size,
+        size=config.pretrain.size or config.data.size,
         seed=config.seed,
         photometric=config.train.photometric,
         cache_mb=config.train.cache_mb,

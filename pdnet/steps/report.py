@@ -6,7 +6,11 @@ from pathlib import Path
 
 from pdnet.config import Config, config_hash, to_mapping
 from pdnet.evaluation.report import write_report
+from pdnet.files import read_json
 from pdnet.steps.lineage import RunRecord
+
+#: the same recipe without IPDA, measured by `make ablation`
+ABLATION = Path("benchmarks/results/ablation-ipda.json")
 
 
 def report(
@@ -36,7 +40,6 @@ def report(
         DataError: a folder lacks what the report shows.
     """
     record = RunRecord("report", config, parents=(evaluation, export))
-    comparison = Path("benchmarks/results/ablation-ipda.json")
     write_report(
         videos=videos,
         validation=validation,
@@ -48,6 +51,15 @@ def report(
         config=to_mapping(config),
         config_hash=config_hash(config),
         resolution=config.data.resolution,
-        comparison=comparison if comparison.is_file() else None,
+        comparison=ABLATION if _fits(ABLATION, record) else None,
     )
     record.write(out)
+
+
+def _fits(comparison: Path, record: RunRecord) -> bool:
+    """Whether a comparison was measured with this run's parameters and data."""
+    if not comparison.is_file():
+        return False
+    facts = read_json(comparison)
+    data = record.facts.get("data", {}).get("videos", {}).get("md5")
+    return bool(facts["config_hash"] == record.facts["config_hash"] and facts["data_md5"] == data)

@@ -42,7 +42,7 @@ def train(*, videos: Path, images: Path, init: Path, out: Path, config: Config) 
     task = Task(network, config.losses, seed=config.seed, dtype=dtype)
     task.to(device).to(memory_format=torch.channels_last)
     frames = index_clips(videos, resolution=config.data.resolution, splits=("train",))
-    seed, size, options = config.seed, config.data.size, config.train
+    seed, size, options = config.seed, config.train.size or config.data.size, config.train
     reading: dict[str, Any] = {"photometric": options.photometric, "cache_mb": options.cache_mb}
     pairs = PairDataset(frames, size=size, seed=seed, references=config.model.references, **reading)
     stills = StillDataset(index_stills(images), size=size, seed=seed, **reading)

@@ -85,7 +85,7 @@ def register_model(
 
     Raises:
         DataError: a folder lacks a file that its step writes.
-        ExportError: the ONNX file is damaged or not the one whose agreement with the network was measured.
+        ExportError: the ONNX file is not the one whose agreement with the network was measured.
         TrackingError: the store does not answer or refuses.
     """
     record = read_record(
@@ -128,7 +128,7 @@ def _register(
             tags=record.version_tags,
         )
         undo.callback(_quietly, client.delete_model_version, tracking.model, version.version)
-        _link(client, logged.model_id, tracking.model, version.version)
+        _link(client, logged.model_id, tracking.model, str(version.version))
         client.set_terminated(run_id)
         client.set_registered_model_alias(tracking.model, CANDIDATE, version.version)
         undo.pop_all()
@@ -149,9 +149,7 @@ def _experiment(store: Store, name: str) -> str:
     """The id of the experiment, made where it is new."""
     if (found := store.client.get_experiment_by_name(name)) is not None:
         return str(found.experiment_id)
-    # The kind decides which of its pages MLflow shows: those of training, not those of language models.
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    return str(store.client.create_experiment(name, artifact_location=store.artifact_location, tags=tags))
+    return str(store.client.create_experiment(name, artifact_location=store.artifact_location))
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
@@ -255,7 +253,7 @@ def _signature(graph: Any) -> Any:
     return ModelSignature(inputs=schema(graph.input), outputs=schema(graph.output))
 
 
-def _link(client: MlflowClient, model_id: str, name: str, version: str | int) -> None:
+def _link(client: MlflowClient, model_id: str, name: str, version: str) -> None:
     """Let the model's page name the version; MLflow finds it by this tag."""
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])})
 

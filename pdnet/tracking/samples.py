@@ -13,8 +13,8 @@ from pdnet.tracking.record import label
 
 #: Pictures in a run, spread evenly from the worst frame to the best.
 SAMPLES = 8
-#: Height of a picture in pixels.
-HEIGHT = 360
+#: Height of a picture and width of the white line between its panels, in pixels.
+HEIGHT, GAP = 360, 6
 
 
 def write_samples(evaluation: Path, out: Path) -> list[Path]:
@@ -47,8 +47,8 @@ def write_samples(evaluation: Path, out: Path) -> list[Path]:
 def _side_by_side(panels: list[Image.Image]) -> Image.Image:
     """Join panels at one height, each as wide as the first."""
     width = max(1, round(panels[0].width * HEIGHT / panels[0].height))
-    joined = Image.new("RGB", (width * len(panels), HEIGHT))
+    joined = Image.new("RGB", ((width + GAP) * len(panels) - GAP, HEIGHT), "white")
     for position, panel in enumerate(panels):
         filtering = Image.Resampling.NEAREST if panel.mode == "P" else Image.Resampling.BILINEAR
-        joined.paste(to_rgb(panel).resize((width, HEIGHT), filtering), (position * width, 0))
+        joined.paste(to_rgb(panel).resize((width, HEIGHT), filtering), (position * (width + GAP), 0))
     return joined

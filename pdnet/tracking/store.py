@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pdnet.errors import PDNetError, TrackingError
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
+_LONGEST_REASON = 300
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 #: MLflow's own words stay out of the terminal, and nothing is told to its makers.
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it prints the user's password with it
 }
 #: MLflow's defaults wait for minutes. The first call finds out within seconds whether a server is there; later ones
 #: ride out a restart of some seconds.
@@ -67,7 +69,12 @@ def open_store() -> Iterator[Store]:
 
         with _silent_loggers(), _restored_tracking_uri(), _clear_errors(public):
             uri, artifact_location = given, None
-            if urlsplit(given).scheme.split("+")[0] in _DATABASES:
+            scheme = urlsplit(given).scheme.split("+")[0]
+            if scheme == "file" or (not scheme and given != "databricks"):
+                raise TrackingError(
+                    f"MLFLOW_TRACKING_URI={public}: MLflow keeps runs in a folder no more; expected sqlite:///FILE or http://SERVER"
+                )
+            if scheme in _DATABASES:
                 uri, artifact_location = _check_database(given)
             # Registering a version asks the process-wide store for the model, whatever client is used.
             mlflow.set_tracking_uri(uri)
@@ -122,17 +129,22 @@ def _clear_errors(uri: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line, without secrets: the innermost system error where there is one, else the first line of the message."""
-    original: Any = getattr(error, "orig", None) or error
+    """One line, without secrets: the system error underneath where there is one, else the first line of the message."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, TimeoutError):
+            return "no answer in time; is MLFLOW_TRACKING_URI right?"
         if isinstance(cause, OSError) and cause.strerror:
-            place = f": {cause.filename}" if cause.filename else ""
-            return f"{cause.strerror}{place}; is MLFLOW_TRACKING_URI right, and a server running there?"
-        cause = cause.__cause__ or cause.__context__
-    lines = str(original).strip().splitlines() or [type(original).__name__]
-    line = re.sub(r"(?<=//)[^/@\s]*@", "", lines[0])
-    return line if len(line) <= 300 else line[:299] + "…"
+            hint = (
+                f": {cause.filename}"
+                if cause.filename
+                else "; is MLFLOW_TRACKING_URI right, and a server running there?"
+            )
+            return cause.strerror + hint
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    lines = str(getattr(error, "orig", error)).strip().splitlines() or [type(error).__name__]
+    line = re.sub(r"^\([\w.]+\) |(?<=//)[^/@\s]*@", "", lines[0])
+    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
 
 
 @contextlib.contextmanager

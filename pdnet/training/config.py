@@ -21,24 +21,26 @@ class PretrainConfig:
         weights: backbone weights to start from: `imagenet`, `none`, or the path of a torchvision state dict.
         epochs: passes over the image set; 0 skips the step and hands on the initial weights.
         batch_size: images an iteration.
-        lr: highest learning rate, reached after `warmup` of the steps, then poly.
+        size: side of the square that images are resized to; null is `data.size`.
+        lr: highest learning rate of AdamW, reached after `warmup` of the steps, then poly.
         warmup: share of the steps with a linearly growing rate.
-        momentum: of SGD.
-        weight_decay: of SGD, on every parameter.
+        weight_decay: decoupled, on every parameter.
         poly_power: exponent of the decay.
     """
 
     weights: str = "imagenet"
     epochs: int = 0
     batch_size: int = 16
-    lr: float = 0.05
+    size: int | None = None
+    lr: float = 2e-3
     warmup: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float = 1e-2
     poly_power: float = 0.9
 
     def __post_init__(self) -> None:
-        _at_least("pretrain", self, epochs=0, batch_size=1)
+        _at_least("pretrain", self, epochs=0, batch_size=1, lr=0, weight_decay=0, poly_power=0)
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError(f"pretrain.warmup: {self.warmup}, expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class TrainConfig:
         epochs: passes over the annotated training frames. Paper: 60.
         batch_size: target frames an iteration, each with its reference. Paper: 4.
         image_batch_size: images an image iteration.
+        size: side of the square that frames are resized to in training; null is `data.size`. Paper: 480 for both.
         video_steps_per_image: video iterations after each image iteration. Paper: 2.
         image_backbone_lr, image_rest_lr: highest rates of the two groups in image iterations. Paper: 2.5e-4, and
             the rest does not move (a rate of 0 freezes the group: no momentum, no weight decay).
@@ -66,6 +69,7 @@ class TrainConfig:
     epochs: int = 60
     batch_size: int = 4
     image_batch_size: int = 4
+    size: int | None = None
     video_steps_per_image: int = 2
     image_backbone_lr: float = 2.5e-4
     image_rest_lr: float = 0.0
@@ -83,7 +87,13 @@ class TrainConfig:
     photometric: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least("train", self, epochs=1, batch_size=1, image_batch_size=1, video_steps_per_image=1, workers=0)
+        _at_least("train", self, epochs=1, batch_size=1, image_batch_size=1, video_steps_per_image=1)
+        _at_least("train", self, image_backbone_lr=0, image_rest_lr=0, video_backbone_lr=0, video_rest_lr=0)
+        _at_least("train", self, weight_decay=0, poly_power=0, late_epoch=0, late_factor=0, workers=0, cache_mb=0)
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"train.momentum: {self.momentum}, expected 0 to below 1")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise ConfigError(f"train.clip_grad_norm: {self.clip_grad_norm}, expected more than 0, or null")
         if not 0 <= self.photometric <= 1:
             raise ConfigError(f"train.photometric: {self.photometric}, expected 0 to 1")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import pandas as pd
@@ -19,7 +19,7 @@ from pdnet.training.task import Task
 
 
 def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: int, workers: int) -> pd.DataFrame:
-    """Train the encoder and its heads on single images; everything else stays as it is.
+    """Train the encoder and its heads on single images with AdamW; everything else stays as it is.
 
     Returns:
         One row an iteration: step, epoch, phase (`pretrain`), loss, lr_encoder, seconds.
@@ -28,7 +28,7 @@ def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: 
         TrainingError: the loss is no longer a number.
     """
     parameters = list(task.network.encoder.parameters())
-    optimiser = _sgd(parameters, config.momentum, config.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
     per_epoch = EpochBatches(len(images), config.batch_size, seed=seed, stream="image", stop=0).batches_per_epoch
     steps = config.epochs * per_epoch
     batches = EpochBatches(len(images), config.batch_size, seed=seed, stream="pretrain", stop=steps)
@@ -114,7 +114,7 @@ def _sgd(parameters: list[nn.Parameter], momentum: float, weight_decay: float) -
 
 
 def _descend(
-    loss: Tensor, optimisers: dict[str, torch.optim.SGD], rates: dict[str, float], *, clip: float | None
+    loss: Tensor, optimisers: Mapping[str, torch.optim.Optimizer], rates: dict[str, float], *, clip: float | None
 ) -> None:
     """One step of every optimiser whose rate is not 0; the others do not move, momentum and decay included."""
     moving = {name: optimiser for name, optimiser in optimisers.items() if rates[name] > 0}

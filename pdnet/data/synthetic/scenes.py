@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
 from pdnet.data.synthetic.backdrops import draw_backdrop, draw_desk
 from pdnet.data.synthetic.motion import SPINE, Motion, Track, draw_arm_track, draw_waves
@@ -17,8 +17,11 @@ from pdnet.data.synthetic.raster import Light
 
 MARGIN = 0.06  # of the larger side: how far the painted place reaches beyond the frame
 
-#: blur of the place behind the people, in shares of the frame's short side: a portrait lens, its focus on the people
-FOCUS = (0.007, 0.016)
+#: how a portrait is shot: the place behind the people is out of focus (blur in shares of the frame's short side),
+#: and the light is on the people (colour and brightness of the place, 1 as painted)
+FOCUS = (0.009, 0.02)
+AMBIENT_COLOUR = (0.4, 0.8)
+AMBIENT_LIGHT = (0.6, 0.9)
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,7 @@ def draw_scene(rng: np.random.Generator, name: str, width: int, height: int, dur
     floor = height * float(rng.uniform(0.76, 0.9)) if has_desk else float(height)
     people = _draw_people(rng, scenario, (width, height), duration, full=full, floor=floor)
     size = (width + 2 * margin, height + 2 * margin)
-    focus = float(rng.uniform(*FOCUS)) * min(width, height)
-    backdrop = draw_backdrop(rng, name, size, light).filter(ImageFilter.GaussianBlur(focus))
+    backdrop = _behind_people(rng, draw_backdrop(rng, name, size, light), min(width, height))
     desk = draw_desk(rng, size, margin + floor) if has_desk else None
     shake = float(rng.uniform(0.0, 0.006)) * height
     unit = 1.0 / 25
@@ -166,6 +168,13 @@ def draw_scene(rng: np.random.Generator, name: str, width: int, height: int, dur
         grain=_draw_grain(rng, 4 * width * height),
         overlays=draw_overlays(rng, name, width, height, duration),
     )
+
+
+def _behind_people(rng: np.random.Generator, place: Image.Image, side: int) -> Image.Image:
+    """The place as a portrait lens and a lit foreground show it: blurred, paler, darker."""
+    blur, colour, light = (float(rng.uniform(*bounds)) for bounds in (FOCUS, AMBIENT_COLOUR, AMBIENT_LIGHT))
+    place = place.filter(ImageFilter.GaussianBlur(blur * side))
+    return ImageEnhance.Brightness(ImageEnhance.Color(place).enhance(colour)).enhance(light)
 
 
 def _draw_grain(rng: np.random.Generator, length: int) -> npt.NDArray[np.float32]:
