@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pdnet.files import read_json
 
 _COLUMNS = ("J&F", "J mean", "recall", "decay", "F mean", "recall", "decay", "FPS")
@@ -32,8 +34,8 @@ def format_summary(build: Path) -> str:
     lines += [f"{row[0]:<{width}}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
     best = max(scores["baselines"], key=lambda baseline: baseline["jf_mean"])
     ahead = 100 * (scores["jf_mean"] - best["jf_mean"])
-    example = next(path for path in sorted((build / "evaluation" / "masks").glob("*/*")))
-    clip = example.relative_to(build / "evaluation" / "masks").as_posix()
+    images = pd.read_parquet(build / "evaluation" / "frames.parquet", columns=["image"])["image"]
+    frames = Path(images.iloc[0]).parent
     return "\n".join(
         [
             "",
@@ -46,9 +48,9 @@ def format_summary(build: Path) -> str:
             "",
             f"  report     {build / 'report' / 'index.html'}",
             f"  ONNX       {build / 'export' / 'pdnet.onnx'}",
-            f"  MLflow     {registration['model']} version {registration['version']}; "
-            f"mlflow ui --backend-store-uri {registration['tracking_uri']}",
-            f"  predict    pdnet predict data/mvps/Keyframes/480p/{clip} -o build/predict",
+            f"  MLflow     {registration['model']} version {registration['version']}: `make ui`, then "
+            f"http://127.0.0.1:5000/#/experiments/{registration['experiment_id']}?workflowType=machine_learning",
+            f"  predict    pdnet predict {frames} -o build/predict",
         ]
     )
 

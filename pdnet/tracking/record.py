@@ -207,7 +207,11 @@ def _figures(scores: Mapping[str, Any], clips: pd.DataFrame) -> dict[str, Any]:
     for clip in clips.to_dict("records"):
         name = f"{label(clip['scenario'])}_{label(clip['clip'])}"
         # MLflow's page groups by all but the last part: three groups of clips, not a group for each clip.
-        figures |= {f"clip/jf/{name}": clip["jf"], f"clip/j/{name}": clip["j_mean"], f"clip/f/{name}": clip["f_mean"]}
+        figures |= {
+            f"clip/jf/{name}": clip["jf_mean"],
+            f"clip/j/{name}": clip["j_mean"],
+            f"clip/f/{name}": clip["f_mean"],
+        }
     for part, share in enumerate(parts.get("share") or [], start=1):
         figures[f"parts/share_{part}"] = share
     match = parts.get("match") or {}

@@ -6,6 +6,9 @@ import contextlib
 import logging
 import os
 import re
+import shutil
+import sqlite3
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pdnet.errors import PDNetError, TrackingError
+from pdnet.files import atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,9 +58,9 @@ class Store(NamedTuple):
 def open_store() -> Iterator[Store]:
     """Yield the store named by `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db` in the working folder.
 
-    A fresh database gets its tables here, which takes seconds. With SQLite, a new experiment's files go to the folder
-    `mlartifacts` beside the database. Environment and loggers are as before when the block ends; what a user has set
-    himself (`MLFLOW_HTTP_REQUEST_TIMEOUT`, ...) is respected.
+    A new SQLite file gets its tables here, which takes some seconds. With SQLite, the files of a new experiment go to
+    the folder `mlartifacts` beside the database. Environment and loggers are as before when the block ends; what users
+    have set themselves (`MLFLOW_HTTP_REQUEST_TIMEOUT`, ...) is respected.
 
     Raises:
         TrackingError: the store does not answer or refuses a call of the block.
@@ -71,9 +75,8 @@ def open_store() -> Iterator[Store]:
             uri, artifact_location = given, None
             scheme = urlsplit(given).scheme.split("+")[0]
             if scheme == "file" or (not scheme and given != "databricks"):
-                raise TrackingError(
-                    f"MLFLOW_TRACKING_URI={public}: MLflow keeps runs in a folder no more; expected sqlite:///FILE or http://SERVER"
-                )
+                expected = "expected sqlite:///FILE or http://SERVER"
+                raise TrackingError(f"MLFLOW_TRACKING_URI={public}: MLflow keeps runs in a folder no more; {expected}")
             if scheme in _DATABASES:
                 uri, artifact_location = _check_database(given)
             # Registering a version asks the process-wide store for the model, whatever client is used.
@@ -91,7 +94,7 @@ def public_uri(uri: str) -> str:
 
 
 def _check_database(uri: str) -> tuple[str, str | None]:
-    """See that the database can be opened, and written where it is a file; MLflow itself retries for minutes.
+    """See that the database can be opened, and written if it is a file; MLflow itself retries for minutes.
 
     Returns:
         The URI with an absolute path (MLflow keeps connections by URI, a working folder may change) and, for a file,
@@ -99,22 +102,50 @@ def _check_database(uri: str) -> tuple[str, str | None]:
     """
     import sqlalchemy
 
-    url = sqlalchemy.make_url(uri)
-    artifact_location = None
-    if url.get_backend_name() == "sqlite" and url.database and not url.database.startswith((":", "file:")):
+    url, artifact_location = sqlalchemy.make_url(uri), None
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite and url.database and not url.database.startswith((":", "file:")):
         path = Path(url.database).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            logger.info("preparing a new MLflow store in %s, which takes some seconds", path)
-        url, artifact_location = url.set(database=str(path)), (path.parent / "mlartifacts").as_uri()
-    engine = sqlalchemy.create_engine(url)
+            logger.info("preparing a new MLflow store in %s", path)
+            _make_database(path)
+        uri, artifact_location = f"sqlite:///{path}", (path.parent / "mlartifacts").as_uri()
+    engine = sqlalchemy.create_engine(uri)
     try:
         with engine.connect() as connection:
-            if url.get_backend_name() == "sqlite":
+            if is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+                connection.exec_driver_sql("CREATE TABLE pdnet_may_write (x)")  # closing rolls it back
     finally:
         engine.dispose()
-    return url.render_as_string(hide_password=False), artifact_location
+    return uri, artifact_location
+
+
+def _make_database(path: Path) -> None:
+    """Make an SQLite database with MLflow's tables, whole or not at all.
+
+    MLflow's 67 migrations sync the disk a thousand times, which takes a minute on a busy one. They are run on a
+    scratch file that need not survive a crash; the finished file is then put into place.
+    """
+    import mlflow
+    from sqlalchemy import event
+    from sqlalchemy.pool import Pool
+
+    def unsafe_but_fast(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = MEMORY")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh = Path(scratch, "mlflow.db")
+        event.listen(Pool, "connect", unsafe_but_fast)
+        try:
+            mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+        finally:
+            event.remove(Pool, "connect", unsafe_but_fast)
+        if not path.exists():  # else another process was faster
+            with atomic_path(path) as target:
+                shutil.copyfile(fresh, target)
 
 
 @contextlib.contextmanager

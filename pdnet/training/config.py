@@ -56,7 +56,9 @@ class TrainConfig:
         image_backbone_lr, image_rest_lr: highest rates of the two groups in image iterations. Paper: 2.5e-4, and
             the rest does not move (a rate of 0 freezes the group: no momentum, no weight decay).
         video_backbone_lr, video_rest_lr: the same in video iterations. Paper: 2.5e-5, 2.5e-3.
-        momentum, weight_decay: of SGD. Paper: 0.9, 5e-4.
+        optimizer: `sgd`, or `adamw`, which learns more from few steps without pretrained weights. Paper: sgd.
+        momentum: of SGD. Paper: 0.9.
+        weight_decay: added to the gradient by SGD, decoupled in AdamW. Paper: 5e-4.
         poly_power: rates fall with (1 - step/steps)^power. Paper silent: 0.9 (released).
         late_epoch, late_factor: from that epoch on (0-based) all rates are multiplied. Paper silent: 6, 0.5 (released).
         clip_grad_norm: bound on the gradient norm of each group; null for none. Paper silent: none (released).
@@ -75,6 +77,7 @@ class TrainConfig:
     image_rest_lr: float = 0.0
     video_backbone_lr: float = 2.5e-5
     video_rest_lr: float = 2.5e-3
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     poly_power: float = 0.9

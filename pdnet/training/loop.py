@@ -80,7 +80,7 @@ def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainCo
         "image": stream("image", images, config.image_batch_size),
     }
     groups = task.parameter_groups()
-    optimisers = {name: _sgd(group, config.momentum, config.weight_decay) for name, group in groups.items()}
+    optimisers = {name: _optimiser(group, config) for name, group in groups.items()}
     iterations: dict[str, Callable[[Any], Any]] = {"video": task.video, "image": task.image}
     rows: list[dict[str, Any]] = []
     task.train()
@@ -109,8 +109,11 @@ def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainCo
     return pd.DataFrame(rows)
 
 
-def _sgd(parameters: list[nn.Parameter], momentum: float, weight_decay: float) -> torch.optim.SGD:
-    return torch.optim.SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay)
+def _optimiser(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of one group; its rate is set before each step."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def _descend(
@@ -120,7 +123,8 @@ def _descend(
     moving = {name: optimiser for name, optimiser in optimisers.items() if rates[name] > 0}
     for optimiser in optimisers.values():
         optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    if moving:
+        loss.backward()  # type: ignore[no-untyped-call]
     for name, optimiser in moving.items():
         group = optimiser.param_groups[0]
         group["lr"] = rates[name]

@@ -123,7 +123,7 @@ def _write_evaluation(folder: Path, images: Path) -> None:
     frames.loc[len(frames) - 1, "image"] = str(images / "gone.jpg")
     frames.to_parquet(folder / "frames.parquet")
     measures = ["j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay"]
-    columns = ["clip", "scenario", "frames", "jf", *measures]
+    columns = ["clip", "scenario", "frames", "jf_mean", *measures]
     pd.DataFrame(clips, columns=columns).to_parquet(folder / "clips.parquet")
     pd.DataFrame({"method": ["all foreground"], "jf_mean": [0.4]}).to_parquet(folder / "baselines.parquet")
     (folder / "scores.json").write_text(json.dumps(_scores()))

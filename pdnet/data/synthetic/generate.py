@@ -49,7 +49,7 @@ class Preset:
     long_side: int = 854
     short_side: int = 480
     keyframes: int = 37
-    stills: int = 400
+    stills: int = 800
     still_side: int = 420
 
 

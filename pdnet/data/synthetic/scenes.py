@@ -19,9 +19,9 @@ MARGIN = 0.06  # of the larger side: how far the painted place reaches beyond th
 
 #: how a portrait is shot: the place behind the people is out of focus (blur in shares of the frame's short side),
 #: and the light is on the people (colour and brightness of the place, 1 as painted)
-FOCUS = (0.009, 0.02)
-AMBIENT_COLOUR = (0.4, 0.8)
-AMBIENT_LIGHT = (0.6, 0.9)
+FOCUS = (0.012, 0.026)
+AMBIENT_COLOUR = (0.3, 0.65)
+AMBIENT_LIGHT = (0.6, 0.95)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "entertainment": Scenario(
         left=("dance", "raise", "wave"), right=("dance", "raise", "talk"),
-        crowd=(0.4, 0.35, 0.25), full=0.4, desk=0.0, calm=1.0, roam=0.9, holds=0.2,
+        crowd=(0.5, 0.35, 0.15), full=0.25, desk=0.0, calm=1.0, roam=0.9, holds=0.2,
     ),
     "indoor_handwork": Scenario(
         left=("handle",), right=("handle", "handle", "show"),
@@ -73,7 +73,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "outdoor_activity": Scenario(
         left=("wave", "raise", "rest", "dance"), right=("point", "wave", "dance"),
-        crowd=(0.35, 0.4, 0.25), full=0.55, desk=0.0, calm=1.0, roam=1.1, holds=0.2, walk=0.5,
+        crowd=(0.45, 0.4, 0.15), full=0.35, desk=0.0, calm=1.0, roam=1.1, holds=0.2, walk=0.5,
     ),
     "online_shopping": Scenario(
         left=("show", "handle", "talk"), right=("show", "point", "handle"),
