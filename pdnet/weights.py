@@ -10,27 +10,31 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pdnet.errors import CheckpointError
+from pdnet.errors import CheckpointError, ConfigError
 from pdnet.files import atomic_path
 from pdnet.model import ModelConfig, PDNet
 from pdnet.model.backbone import check_state
 
 _FORMAT = "pdnet-model-1"
+_KEY = "pdnet"
 
 
 def save_model(path: Path, network: PDNet, facts: dict[str, Any] | None = None) -> None:
     """Write a network: float32 weights, its architecture, and `facts` (lineage; anything JSON holds).
 
     The same weights and facts give the same bytes.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    header = {
-        "format": _FORMAT,
-        "architecture": json.dumps(dataclasses.asdict(network.config), sort_keys=True),
-        "facts": json.dumps(facts or {}, sort_keys=True),
-    }
+    header = {"format": _FORMAT, "architecture": dataclasses.asdict(network.config), "facts": facts or {}}
     with atomic_path(path) as fresh:
-        save_file(state, fresh, metadata=header)
+        try:
+            # One key: safetensors writes several in an order that changes from call to call.
+            save_file(state, fresh, metadata={_KEY: json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error})") from None
 
 
 def load_model(path: Path, *, expected: ModelConfig | None = None) -> PDNet:
@@ -43,8 +47,7 @@ def load_model(path: Path, *, expected: ModelConfig | None = None) -> PDNet:
     Raises:
         CheckpointError: the file is missing, damaged, no model, or of another architecture than `expected`.
     """
-    header = _header(path)
-    architecture = json.loads(header["architecture"])
+    architecture = _header(path)["architecture"]
     if expected is not None:
         wanted = dataclasses.asdict(expected)
         if differences := [key for key in wanted if wanted[key] != architecture.get(key)]:
@@ -55,7 +58,7 @@ def load_model(path: Path, *, expected: ModelConfig | None = None) -> PDNet:
             raise CheckpointError(f"{path}: another architecture: {shown}")
     try:
         network = PDNet(ModelConfig(**architecture))
-    except TypeError as error:
+    except (TypeError, KeyError, ConfigError) as error:
         raise CheckpointError(f"{path}: written by another version of pdnet ({error})") from None
     try:
         with safe_open(path, "pt") as content:
@@ -73,18 +76,19 @@ def model_facts(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged or no model.
     """
-    facts: dict[str, Any] = json.loads(_header(path)["facts"])
+    facts: dict[str, Any] = _header(path)["facts"]
     return facts
 
 
-def _header(path: Path) -> dict[str, str]:
+def _header(path: Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; expected a model written by pdnet (.safetensors)")
     try:
         with safe_open(path, "pt") as content:
-            header: dict[str, str] = content.metadata() or {}
+            text = (content.metadata() or {}).get(_KEY, "{}")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged ({error})") from None
+    header: dict[str, Any] = json.loads(text)
     if header.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: a safetensors file, but not a model written by pdnet")
     return header

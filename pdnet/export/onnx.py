@@ -62,6 +62,9 @@ def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: 
             )
         assert program is not None
         model: Any = program.model_proto
+        written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        if written != opset:  # the exporter falls back to its own where it cannot convert, and only warns
+            raise ExportError(f"{path}: the network cannot be written with opset {opset}, only with {written}")
         del model.metadata_props[:]
         for key, value in sorted(metadata.items()):
             model.metadata_props.add(key=key, value=value)

@@ -32,8 +32,12 @@ class OnnxModel:
         except Exception as error:  # ONNX Runtime raises its own classes, none of them public
             raise ExportError(f"{path}: cannot be opened by ONNX Runtime ({str(error).splitlines()[0]})") from None
         shapes = {node.name: node.shape for node in self.session.get_inputs()}
-        if set(shapes) != {"target", "reference"}:
-            raise ExportError(f"{path}: inputs {', '.join(shapes)}; expected target and reference")
+        outputs = [node.name for node in self.session.get_outputs()]
+        if set(shapes) != {"target", "reference"} or outputs != ["probability"]:
+            raise ExportError(
+                f"{path}: inputs {', '.join(shapes)} and outputs {', '.join(outputs)}; "
+                "expected target and reference, and probability"
+            )
         self.size = int(shapes["target"][-1])
         self.references = int(shapes["reference"][1]) if len(shapes["reference"]) == 5 else 1
 

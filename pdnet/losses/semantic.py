@@ -16,16 +16,14 @@ the loss of the mean of their squares, so both branches of eq. (6) cost one eval
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, resnet18
 
-from pdnet.errors import CheckpointError
 from pdnet.losses.precision import full_precision
+from pdnet.model.backbone import Backbone, load_backbone_weights
 
 #: Added under the root of a basis row's norm (released choice).
 ROW_FLOOR = 1e-7
@@ -142,8 +140,8 @@ class SemanticFeatures(nn.Module):
     quarter of the time); its output is float32.
 
     Args:
-        weights: "imagenet" (torchvision's, downloaded once), "none" (random from `seed`), or a file: the state dict of
-            a torchvision ResNet-18, .safetensors or anything torch.load reads; a classifier in it is ignored.
+        weights: "imagenet" (torchvision's, downloaded once), "none" (random from `seed`), or the path of a torchvision
+            ResNet-18 state dict, as `torch.save` wrote it; a classifier in it is ignored.
         seed: of the random weights.
 
     Raises:
@@ -152,18 +150,13 @@ class SemanticFeatures(nn.Module):
 
     channels = 512
 
-    def __init__(self, weights: str | Path = "imagenet", *, seed: int = 0) -> None:
+    def __init__(self, weights: str = "imagenet", *, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(seed)
-            network = resnet18()
-        if weights != "none":
-            _load_weights(network, weights)
-        self.layers = nn.Sequential(
-            *(network.conv1, network.bn1, network.relu, network.maxpool),
-            *(network.layer1, network.layer2, network.layer3, network.layer4),
-        )
-        self.layers.to(memory_format=torch.channels_last)  # a third faster on the CPU
+            self.backbone = Backbone("resnet18")
+        load_backbone_weights(self.backbone, weights)
+        self.backbone.to(memory_format=torch.channels_last)  # a third faster on the CPU
         self.requires_grad_(False)
         self.train(False)
         self.register_state_dict_post_hook(_drop_from_state_dict)  # type: ignore[no-untyped-call]
@@ -184,8 +177,8 @@ class SemanticFeatures(nn.Module):
             (B, 512, ceil(H/32), ceil(W/32)) float32, >= 0, raw.
         """
         dtype = next(self.parameters()).dtype
-        features: Tensor = self.layers(image.to(dtype, memory_format=torch.channels_last))
-        return features.float()
+        layer4: Tensor = self.backbone(image.to(dtype, memory_format=torch.channels_last))[-1]
+        return layer4.float()
 
 
 def _drop_from_state_dict(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:  # noqa: ARG001
@@ -198,59 +191,3 @@ def _keep_own_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_:
     """Load hook: what is not in the state dict is not missed."""
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state.update({prefix + name: value for name, value in own.items()})
-
-
-def _load_weights(network: nn.Module, weights: str | Path) -> None:
-    """Load a ResNet-18 state dict into `network`, without its classifier.
-
-    Raises:
-        CheckpointError: the weights cannot be had or are not those of a ResNet-18.
-    """
-    found = _features_alone(_imagenet_state() if weights == "imagenet" else _read_state(Path(weights)))
-    expected = _features_alone(network.state_dict())
-    wrong = [name for name in expected | found if _shape(found, name) != _shape(expected, name)]
-    if wrong:
-        raise CheckpointError(
-            f"{weights}: not the state dict of a torchvision ResNet-18: {len(wrong)} tensors differ, "
-            f"the first is {wrong[0]}: found {_shape(found, wrong[0])}, expected {_shape(expected, wrong[0])}"
-        )
-    network.load_state_dict(found, strict=False)
-
-
-def _features_alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the classifier and the batch counters, which do nothing in evaluation mode."""
-    return {k: v for k, v in state.items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
-
-
-def _shape(state: dict[str, Tensor], name: str) -> str:
-    return str(tuple(state[name].shape)) if name in state else "none"
-
-
-def _imagenet_state() -> dict[str, Tensor]:
-    weights = ResNet18_Weights.IMAGENET1K_V1
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{weights.url}: cannot be downloaded ({error}); fetch it elsewhere and configure the file's path, "
-            'or "none" for random features'
-        ) from None
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except Exception:  # the readers raise many types, with long texts about pickle
-        raise CheckpointError(
-            f"{path}: cannot be read as a state dict (.safetensors, or saved by torch.save)"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: found no state dict (tensors by name) but something else")
-    return state

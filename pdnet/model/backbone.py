@@ -55,7 +55,7 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
     Args:
         backbone: changed in place.
         source: `none` leaves it as it is; `imagenet` takes torchvision's ImageNet weights (downloaded once into
-            torch's own cache); anything else is the path of a torchvision ResNet state dict (`.pth`).
+            torch's own cache); anything else is the path of a torchvision ResNet state dict, as `torch.save` wrote it.
 
     Raises:
         CheckpointError: the file is missing or damaged, belongs to another network, or cannot be downloaded.

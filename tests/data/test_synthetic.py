@@ -122,7 +122,7 @@ def test_mini_is_the_set_that_was_asked_for() -> None:
     assert 8 <= sum(clip.width > clip.height for clip in clips) <= 10
     assert all((clip.keyframes - 1) * 5 / 30 >= 6.0 for clip in clips)
     assert all(clip.name.split("/")[0] == clip.scenario for clip in clips)
-    assert PRESETS["mini"].stills == 400
+    assert PRESETS["mini"].stills == 800
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

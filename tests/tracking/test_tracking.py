@@ -46,6 +46,7 @@ from pdnet.tracking.store import open_store, public_uri
 HASH = "abcdef012345"
 #: Seconds until a store that is not there is given up, on a machine under load; MLflow's own defaults take minutes.
 PATIENCE = 60
+START_UP = 120  # seconds, for a server on a machine that does other things too
 
 
 def register(folders: dict[str, Path], **names: str) -> Registration:
@@ -446,8 +447,10 @@ def server(empty_database: Path, tmp_path: Path) -> Iterator[tuple[int, subproce
             command, stdout=log, stderr=log, env=os.environ | quick, cwd=tmp_path, start_new_session=True
         )
     try:
+        started = time.monotonic()
         while not _answers(port):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            given_up = process.poll() is not None or time.monotonic() - started > START_UP
+            assert not given_up, (tmp_path / "server.log").read_text()
             time.sleep(0.1)
         yield port, process
     finally:
@@ -455,7 +458,8 @@ def server(empty_database: Path, tmp_path: Path) -> Iterator[tuple[int, subproce
 
 
 def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as response:
+    url = f"http://127.0.0.1:{port}/health"
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as response:
         return bool(response.status == 200)
     return False
 
