@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import inspect
 import logging
+import os
 import sys
 import time
 import typing
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with show_progress():
             arguments.run(arguments)
+        sys.stdout.flush()
     except PDNetError as error:
         sys.stderr.write(f"pdnet: error: {error}\n")
         return error.exit_code
@@ -35,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("pdnet: interrupted\n")
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; nobody is left to tell
+        # The reader of our output went away; nobody is left to tell. Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder that may not be read
+        sys.stderr.write(f"pdnet: error: {error}\n")
+        return PDNetError.exit_code
     return 0
 
 

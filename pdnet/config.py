@@ -59,8 +59,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed: {self.seed}, expected at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: {self.seed}, expected 0 to 2^63 - 1")
 
 
 def load_config(path: Path) -> Config:

@@ -11,18 +11,21 @@ from pdnet.errors import ConfigError, UnavailableError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA where there is one, else the CPU.
+    """The device of a name (auto, cpu, cuda, cuda:<index>); `auto` is CUDA where there is one, else the CPU.
 
     Raises:
-        ConfigError: the name means nothing to torch.
+        ConfigError: the name is none of these.
         UnavailableError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unknown = ConfigError(f"device: '{name}', expected auto, cpu, cuda or cuda:<index>")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device: '{name}', expected auto, cpu, cuda or cuda:<index>") from None
+        raise unknown from None
+    if device.type not in ("cpu", "cuda"):
+        raise unknown
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnavailableError(f"device: '{name}' is not here; torch sees {torch.cuda.device_count()} CUDA devices")
     return device

@@ -22,7 +22,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it onto `target` when the block ends well.
 
     The block writes a file or makes a folder at the yielded path. An existing folder at `target` is replaced in
-    full. After an exception nothing is left and `target` is as it was.
+    full by a new one. After an exception nothing is left and `target` is as it was.
+
+    Raises:
+        DataError: `target` cannot be written, or is a folder where the block wrote a file.
     """
     target = Path(target)
     try:
@@ -33,6 +36,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         fresh = holder / target.name
         yield fresh
+        if target.is_dir() and fresh.is_file():  # the folder's content would be lost
+            raise DataError(f"{target}: a folder; expected the path of a file to write")
         if target.is_dir() and not target.is_symlink():
             replaced = holder / "replaced"
             target.rename(replaced)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pdnet.errors import ConfigError
+
 Protocol = Literal["mvps", "davis2016", "davis2017", "all-frames"]
 
 
@@ -21,3 +23,9 @@ class EvaluationConfig:
     protocol: Protocol = "mvps"
     threshold: float = 0.5
     speed_frames: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(f"evaluation.threshold: {self.threshold}, expected more than 0, at most 1")
+        if self.speed_frames < 1:
+            raise ConfigError(f"evaluation.speed_frames: {self.speed_frames}, expected at least 1")

@@ -365,7 +365,8 @@ def _score_section(run: _Run) -> dict[str, Any]:
         _score_row(f"{name}, through ONNX Runtime", parity["onnx"], "variant"),
     ]
     if run.comparison:
-        rows.append(_score_row(run.comparison["label"], run.comparison["scores"], "variant"))
+        # Its speed was measured on another day: no figure to put beside this run's.
+        rows.append(_score_row(run.comparison["label"], run.comparison["scores"] | {"speed": None}, "variant"))
     rows += [_score_row(baseline["method"], baseline, "baseline") for baseline in scores["baselines"]]
     return {
         "rows": rows,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from pdnet.evaluation.report import points_apart
 from pdnet.files import read_json
 
 _COLUMNS = ("J&F", "J mean", "recall", "decay", "F mean", "recall", "decay", "FPS")
@@ -33,7 +34,7 @@ def format_summary(build: Path) -> str:
     lines = [" " * width + "".join(f"{name:>8}" for name in _COLUMNS)]
     lines += [f"{row[0]:<{width}}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
     best = max(scores["baselines"], key=lambda baseline: baseline["jf_mean"])
-    ahead = 100 * (scores["jf_mean"] - best["jf_mean"])
+    ahead = points_apart(scores["jf_mean"], best["jf_mean"])
     images = pd.read_parquet(build / "evaluation" / "frames.parquet", columns=["image"])["image"]
     frames = Path(images.iloc[0]).parent
     return "\n".join(

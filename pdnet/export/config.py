@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdnet.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -20,3 +22,13 @@ class ExportConfig:
     parity_frames: int = 8
     max_probability_difference: float = 1e-3
     max_jf_difference: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("opset", 1),
+            ("parity_frames", 1),
+            ("max_probability_difference", 0),
+            ("max_jf_difference", 0),
+        ):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"export.{name}: {getattr(self, name)}, expected at least {least}")

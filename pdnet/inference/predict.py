@@ -10,7 +10,7 @@ from PIL import Image
 
 from pdnet.data.io import find_images, read_image
 from pdnet.devices import pick_device
-from pdnet.errors import DataError
+from pdnet.errors import CheckpointError, DataError
 from pdnet.files import atomic_folder
 from pdnet.inference.session import PortraitSession, prepare
 from pdnet.progress import track
@@ -31,7 +31,7 @@ def predict_folder(frames: Path, out: Path, *, model: Path, device: str = "auto"
 
     Raises:
         DataError: the folder is missing or empty, a frame cannot be read, or `out` is the folder of the frames.
-        CheckpointError: the model file is missing or damaged.
+        CheckpointError: the model file is missing or damaged, or does not say its input size.
     """
     if Path(frames).is_file():
         raise DataError(f"{frames}: a file; expected a folder of frames")
@@ -41,7 +41,9 @@ def predict_folder(frames: Path, out: Path, *, model: Path, device: str = "auto"
     if out.resolve() == frames.resolve():
         raise DataError(f"{out}: the masks would replace the frames; expected another folder")
     network = prepare(load_model(model), pick_device(device))
-    size = int(model_facts(model)["size"])
+    size = model_facts(model).get("size")
+    if not isinstance(size, int):
+        raise CheckpointError(f"{model}: does not say the size of the network's input; expected the fact 'size'")
     session: PortraitSession | None = None
     started = time.perf_counter()
     with atomic_folder(out) as folder:

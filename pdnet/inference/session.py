@@ -88,15 +88,15 @@ class PortraitSession:
         with torch.inference_mode():
             current = self.ring.current()
             references = current[0] if len(current) == 1 else ReferenceFeatures.concatenate(current)
-            return self.network.segment(image, references)
+            return self.network.segment(image, references, as_reference=self.ring.references > 1)
 
     def step(self, frame: UInt8Array) -> Prediction:
         """Segment one frame of the clip, (H, W, 3) uint8 RGB of any size."""
         image = self.to_input(frame)
         output = self.infer(image)
         with torch.inference_mode():
-            if self.ring.references > 1:
-                self.ring.push(self.network.encode_reference(image))
+            if output.as_reference is not None:
+                self.ring.push(output.as_reference)
             probability = resize_probability(output.logits.float().sigmoid(), *frame.shape[:2])[0, 0].cpu().numpy()
             maps = output.maps
             if maps.saliency_logits is None or maps.part_logits is None:

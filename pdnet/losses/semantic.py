@@ -38,8 +38,8 @@ def semantic_consistency(part_prob: Tensor, portrait_squared: Tensor, features: 
 
     Args:
         part_prob: (B, K, H, W), D.
-        portrait_squared: (B, 1, H, W) in [0, 1], Y^2, or its mean over several portraits. Its gradient, when Y is the
-            predicted saliency, pulls Y to 0.
+        portrait_squared: (B, 1, H, W) >= 0, Y^2, or a weighted sum over several portraits Y. Where Y is predicted,
+            its gradient pulls Y to 0.
         features: (B, C, h, w), V, constant: no gradient reaches them.
         basis: (K, C) >= 0, W.
 

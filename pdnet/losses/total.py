@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -41,6 +41,9 @@ class LossConfig:
     area_weight: float = 1.0
     #: Orthonormality of the part basis, once for each frame.
     orthonormal_weight: float = 1.0
+    #: How L_geo and L_sem add up their branches of truth and saliency: "mean", as eq. (6) reads, or
+    #: "released", L(R, G) + L(R-hat, S) / 2. L_area is a mean in both.
+    branches: Literal["mean", "released"] = "mean"
     #: Stop the gradient of the part losses into the predicted saliency (L_sem pulls it towards 0).
     detach_saliency: bool = False
     #: Weights of the frozen ResNet-18 of L_sem: "imagenet", "none" (random) or the path of a state dict.
@@ -81,6 +84,7 @@ def part_losses(
     features: Tensor | None = None,
     basis: Tensor | None = None,
     *,
+    branches: Literal["mean", "released"] = "mean",
     detach_saliency: bool = False,
 ) -> dict[str, Tensor]:
     """The self-supervised losses of one frame's parts, each the mean of two branches.
@@ -95,6 +99,7 @@ def part_losses(
         mask: (B, 1, H, W) in [0, 1], G.
         features: (B, C, h, w) of `SemanticFeatures`; None leaves out the semantic and the orthonormal term.
         basis: (K, C) >= 0; goes with `features`.
+        branches: "released" adds L_geo and L_sem of the two branches with weights 1 and 1/2.
         detach_saliency: treat S as a constant.
 
     Returns:
@@ -104,12 +109,13 @@ def part_losses(
     saliency = saliency_logits.sigmoid()
     portraits = (mask, saliency.detach() if detach_saliency else saliency)  # Y of the two branches
     parts = [portrait * part_prob for portrait in portraits]  # X of the two branches: R, R-hat
+    of_truth, of_saliency = (0.5, 0.5) if branches == "mean" else (1.0, 0.5)
     terms = {
-        "geometric": (geometric_concentration(parts[0]) + geometric_concentration(parts[1])) / 2,
+        "geometric": of_truth * geometric_concentration(parts[0]) + of_saliency * geometric_concentration(parts[1]),
         "area": (area_variance(parts[0]) + area_variance(parts[1])) / 2,
     }
     if features is not None and basis is not None:
-        portrait_squared = (portraits[0].square() + portraits[1].square()) / 2
+        portrait_squared = of_truth * portraits[0].square() + of_saliency * portraits[1].square()
         terms["semantic"] = semantic_consistency(part_prob, portrait_squared, features, basis)
         terms["orthonormal"] = orthonormal_penalty(basis)
     return terms
@@ -197,8 +203,11 @@ class PDNetLoss(nn.Module):
             if frame.parts is not None and self.parts > 1:
                 features = self.features(image) if self.features is not None else None
                 basis = self.basis() if self.basis is not None else None
-                detach = self.config.detach_saliency
-                terms |= part_losses(frame.parts, frame.saliency, mask, features, basis, detach_saliency=detach)
+                terms |= part_losses(
+                    *(frame.parts, frame.saliency, mask, features, basis),
+                    branches=self.config.branches,
+                    detach_saliency=self.config.detach_saliency,
+                )
         weights = {
             "geometric": self.config.geometric_weight,
             "semantic": self.config.semantic_weight,

@@ -98,10 +98,12 @@ class PDNetOutput(NamedTuple):
     Attributes:
         logits: (B, 1, H, W) at the size of the input; portrait where the sigmoid is at least 0.5.
         maps: the target's own intermediate predictions.
+        as_reference: the target's own features, for later frames to refer to; None unless asked for.
     """
 
     logits: Tensor
     maps: FrameMaps
+    as_reference: ReferenceFeatures | None = None
 
 
 class PDNet(nn.Module):
@@ -147,16 +149,22 @@ class PDNet(nn.Module):
         key, value = self.ipda.key_value(decoupled, frames)
         return ReferenceFeatures(key, value, FrameMaps(aux_logits, decoupled.saliency_logits, decoupled.part_logits))
 
-    def segment(self, image: Tensor, references: ReferenceFeatures, *, auxiliary: bool = False) -> PDNetOutput:
+    def segment(
+        self, image: Tensor, references: ReferenceFeatures, *, auxiliary: bool = False, as_reference: bool = False
+    ) -> PDNetOutput:
         """Segment target frames (B, 3, H, W) against their encoded references.
 
-        Features of a batch of one serve a batch of targets of the same clip.
+        Args:
+            image: the targets.
+            references: of the same clips; features of a batch of one serve a batch of targets of one clip.
+            auxiliary: also run the encoder's four heads (training).
+            as_reference: also return the targets' own features, what `encode_reference(image)` would compute again.
         """
-        return self._segment(image, references, auxiliary)
+        return self._segment(image, references, auxiliary, as_reference)
 
     def segment_alone(self, image: Tensor, *, auxiliary: bool = False) -> PDNetOutput:
         """Segment images (B, 3, H, W) that are their own reference; equals `forward(image, image)` at half the work."""
-        return self._segment(image, None, auxiliary)
+        return self._segment(image, None, auxiliary, as_reference=False)
 
     def forward(
         self, target: Tensor, reference: Tensor, *, auxiliary: bool = False
@@ -175,21 +183,27 @@ class PDNet(nn.Module):
         inside = {id(parameter) for parameter in backbone}
         return {"backbone": backbone, "rest": [p for p in self.parameters() if id(p) not in inside]}
 
-    def _segment(self, image: Tensor, references: ReferenceFeatures | None, auxiliary: bool) -> PDNetOutput:
+    def _segment(
+        self, image: Tensor, references: ReferenceFeatures | None, auxiliary: bool, as_reference: bool
+    ) -> PDNetOutput:
         """Segment against `references`, or each image against itself where there are none."""
         pyramid = self.encoder(image)
         features = pyramid.appearance
         maps = FrameMaps(self.encoder.auxiliary_logits(pyramid) if auxiliary else (), None, None)
+        empty = image.new_zeros(image.shape[0], 0, 0, 0)
+        own = ReferenceFeatures(empty, empty)
         if self.config.ipda:
             target = self.ipda.decouple(features)
-            if references is None:
-                key, value = self.ipda.key_value(target)
-            else:
-                key, value = (x.expand(image.shape[0], -1, -1, -1) for x in (references.key, references.value))
+            if references is None or as_reference:
+                own_key, own_value = self.ipda.key_value(target)
+                own = ReferenceFeatures(own_key, own_value)
+            key, value, _ = references or own
+            key, value = (x.expand(image.shape[0], -1, -1, -1) for x in (key, value))
             motion = self.ipda.assemble(target, self.ipda.correlate(target, key, value))
             features = self.fusion(features, motion)
             maps = maps._replace(saliency_logits=target.saliency_logits, part_logits=target.part_logits)
-        return PDNetOutput(resize(self.head(features), image.shape[-2:]), maps)
+        logits = resize(self.head(features), image.shape[-2:])
+        return PDNetOutput(logits, maps, own if as_reference else None)
 
     def _initialise(self) -> None:
         """He initialisation outside the backbone (which has torchvision's); prediction heads start near 0.

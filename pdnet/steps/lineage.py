@@ -13,6 +13,7 @@ import yaml
 
 from pdnet import __version__
 from pdnet.config import Config, config_hash
+from pdnet.errors import DataError
 from pdnet.files import read_json, write_json
 
 
@@ -34,20 +35,30 @@ class RunRecord:
             "git_commit": commit,
             "git_dirty": dirty,
             "config_hash": config_hash(config),
-            "data_dvc": dvc_md5(Path("data.dvc")),
             "image": os.environ.get("PDNET_IMAGE"),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parents": {record["step"]: record for record in (read_json(p / "run.json") for p in parents)},
+            "parents": {record["step"]: record for record in map(read_record, parents)},
         }
-        data = next((parent["data"] for parent in self.facts["parents"].values() if "data" in parent), None)
-        if data is not None:
-            self.facts["data"] = data
+        for parent in self.facts["parents"].values():
+            self.facts |= {key: parent[key] for key in ("data", "data_dvc") if key in parent}
 
     def write(self, folder: Path, **facts: Any) -> None:
         """Add what the step learnt and write `folder/run.json`."""
         self.facts |= facts
         self.facts["seconds"] = round(time.perf_counter() - self._clock, 1)
         write_json(folder / "run.json", self.facts)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a step's folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    record = read_json(folder / "run.json")
+    if not isinstance(record, dict) or "step" not in record:
+        raise DataError(f"{folder / 'run.json'}: not the record of a step; expected a folder that a step wrote")
+    return record
 
 
 def git_state() -> tuple[str | None, bool | None]:
@@ -64,11 +75,12 @@ def git_state() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def dvc_md5(path: Path) -> str | None:
-    """The data version that a `.dvc` file names; None where there is no such file."""
+def dvc_md5(path: Path, data: Path) -> str | None:
+    """The version of `data` that a `.dvc` file names; None where there is no such file, or it tracks other data."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(content["outs"][0]["md5"])
+        tracked = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]
+        inside = data.resolve().is_relative_to((path.parent / tracked["path"]).resolve())
+        return str(tracked["md5"]) if inside else None
     except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError):
         return None
 

@@ -48,8 +48,8 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config) -> No
         photometric=config.train.photometric,
         cache_mb=config.train.cache_mb,
     )
-    log = loop.pretrain(task, stills, config.pretrain, seed=config.seed, workers=config.train.workers)
     with atomic_folder(out) as folder:
+        log = loop.pretrain(task, stills, config.pretrain, seed=config.seed, workers=config.train.workers)
         facts = {"size": config.data.size, "config_hash": record.facts["config_hash"]}
         save_model(folder / "model.safetensors", network, facts)
         log.to_parquet(folder / "log.parquet", index=False)

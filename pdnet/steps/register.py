@@ -32,16 +32,16 @@ def register(
         DataError: a folder lacks what is to be recorded.
     """
     record = RunRecord("register", config, parents=(export,))
-    registration = register_model(
-        config=to_mapping(config),
-        config_hash=config_hash(config),
-        pretrain=pretrain,
-        train=train,
-        evaluation=evaluation,
-        export=export,
-        report=report,
-        tracking=config.tracking,
-    )
     with atomic_folder(out) as folder:
+        registration = register_model(
+            config=to_mapping(config),
+            config_hash=config_hash(config),
+            pretrain=pretrain,
+            train=train,
+            evaluation=evaluation,
+            export=export,
+            report=report,
+            tracking=config.tracking,
+        )
         write_json(folder / "registration.json", dataclasses.asdict(registration))
         record.write(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pdnet.config import Config, config_hash, to_mapping
 from pdnet.evaluation.report import write_report
-from pdnet.files import read_json
+from pdnet.files import atomic_folder, read_json
 from pdnet.steps.lineage import RunRecord
 
 #: the same recipe without IPDA, measured by `make ablation`
@@ -33,27 +33,28 @@ def report(
         train: folder of the train step.
         evaluation: folder of the evaluate step.
         export: folder of the export_onnx step.
-        out: folder for index.html.
+        out: folder for index.html, run.json.
         config: shown in full.
 
     Raises:
         DataError: a folder lacks what the report shows.
     """
     record = RunRecord("report", config, parents=(evaluation, export))
-    write_report(
-        videos=videos,
-        validation=validation,
-        pretrain=pretrain,
-        train=train,
-        evaluation=evaluation,
-        export=export,
-        out=out,
-        config=to_mapping(config),
-        config_hash=config_hash(config),
-        resolution=config.data.resolution,
-        comparison=ABLATION if _fits(ABLATION, record) else None,
-    )
-    record.write(out)
+    with atomic_folder(out) as folder:
+        write_report(
+            videos=videos,
+            validation=validation,
+            pretrain=pretrain,
+            train=train,
+            evaluation=evaluation,
+            export=export,
+            out=folder,
+            config=to_mapping(config),
+            config_hash=config_hash(config),
+            resolution=config.data.resolution,
+            comparison=ABLATION if _fits(ABLATION, record) else None,
+        )
+        record.write(folder)
 
 
 def _fits(comparison: Path, record: RunRecord) -> bool:

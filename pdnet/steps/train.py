@@ -46,8 +46,8 @@ def train(*, videos: Path, images: Path, init: Path, out: Path, config: Config) 
     reading: dict[str, Any] = {"photometric": options.photometric, "cache_mb": options.cache_mb}
     pairs = PairDataset(frames, size=size, seed=seed, references=config.model.references, **reading)
     stills = StillDataset(index_stills(images), size=size, seed=seed, **reading)
-    log = loop.train(task, pairs, stills, options, seed=seed)
     with atomic_folder(out) as folder:
+        log = loop.train(task, pairs, stills, options, seed=seed)
         facts = {"size": config.data.size, "config_hash": record.facts["config_hash"]}
         save_model(folder / "model.safetensors", network, facts)
         log.to_parquet(folder / "log.parquet", index=False)

@@ -205,7 +205,7 @@ def _figures(scores: Mapping[str, Any], clips: pd.DataFrame) -> dict[str, Any]:
     for baseline in scores["baselines"]:
         figures[f"baseline/{label(baseline['method'])}"] = baseline["jf_mean"]
     for clip in clips.to_dict("records"):
-        name = f"{label(clip['scenario'])}_{label(clip['clip'])}"
+        name = "_".join(map(label, clip["clip"].split("/")))
         # MLflow's page groups by all but the last part: three groups of clips, not a group for each clip.
         figures |= {
             f"clip/jf/{name}": clip["jf_mean"],

@@ -32,7 +32,7 @@ def write_samples(evaluation: Path, out: Path) -> list[Path]:
     written = []
     for rank, index in enumerate(np.linspace(0, len(frames) - 1, count).round().astype(int), start=1):
         row = frames.iloc[index]
-        place = Path(str(row["scenario"]), str(row["clip"]), f"{row['frame']}.png")
+        place = Path(str(row["clip"]), f"{row['frame']}.png")
         panels = [open_image(evaluation / "masks" / place)]
         if "image" in frames and isinstance(row["image"], str) and Path(row["image"]).is_file():
             panels.insert(0, open_image(Path(row["image"])))

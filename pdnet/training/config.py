@@ -38,7 +38,7 @@ class PretrainConfig:
     poly_power: float = 0.9
 
     def __post_init__(self) -> None:
-        _at_least("pretrain", self, epochs=0, batch_size=1, lr=0, weight_decay=0, poly_power=0)
+        _at_least("pretrain", self, epochs=0, batch_size=1, lr=0, weight_decay=0, poly_power=0, size=32)
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"pretrain.warmup: {self.warmup}, expected 0 to 1")
 
@@ -90,7 +90,7 @@ class TrainConfig:
     photometric: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least("train", self, epochs=1, batch_size=1, image_batch_size=1, video_steps_per_image=1)
+        _at_least("train", self, epochs=1, batch_size=1, image_batch_size=1, size=32, video_steps_per_image=1)
         _at_least("train", self, image_backbone_lr=0, image_rest_lr=0, video_backbone_lr=0, video_rest_lr=0)
         _at_least("train", self, weight_decay=0, poly_power=0, late_epoch=0, late_factor=0, workers=0, cache_mb=0)
         if not 0 <= self.momentum < 1:
@@ -103,5 +103,6 @@ class TrainConfig:
 
 def _at_least(section: str, config: object, **bounds: int) -> None:
     for name, bound in bounds.items():
-        if getattr(config, name) < bound:
-            raise ConfigError(f"{section}.{name}: {getattr(config, name)}, expected at least {bound}")
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"{section}.{name}: {value}, expected at least {bound}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pdnet.errors import ConfigError
+
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,9 @@ class ValidationConfig:
     """Limits of the rules; the defaults are the paper's collection rules (3.1) where it states one.
 
     Attributes:
+        collection: what a clip that breaks one of those (length, keyframe interval, size) is: `error` stops the
+            pipeline, `warning` is said and reported. Training itself can do with other footage; every other rule
+            is an error always.
         keyframe_interval: frames of the video from one keyframe to the next. Paper: every 5th frame is annotated.
         fps: frames a second of the video (not of the keyframes). Paper: 30.
         min_seconds: shortest clip in seconds; 0 for no limit. Paper: 6.
@@ -22,6 +28,7 @@ class ValidationConfig:
         max_empty_stills: largest share of an image set's masks without any portrait. Paper silent: none.
     """
 
+    collection: Severity = "error"
     keyframe_interval: int = 5
     fps: float = 30.0
     min_seconds: float = 6.0

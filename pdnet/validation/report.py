@@ -42,6 +42,7 @@ def summarise(result: ValidationResult) -> dict[str, Any]:
     return {
         "success": result.success,
         "failures": list(result.failures),
+        "warnings": list(result.warnings),
         "config": dataclasses.asdict(result.config),
         "splits": {split: _sizes(clips[clips["split"] == split]) for split in SPLITS},
         "scenarios": {
@@ -67,6 +68,7 @@ def _rule_entry(outcome: RuleOutcome) -> dict[str, Any]:
         "name": outcome.rule.name,
         "rule": outcome.rule.sentence,
         "expectation": outcome.rule.expectation,
+        "severity": outcome.rule.severity,
         "passed": outcome.passed,
         "checked": outcome.checked,
         "broken": len(outcome.offenders),
@@ -96,6 +98,7 @@ def _page(result: ValidationResult, summary: dict[str, Any]) -> str:
 def _clip_entries(result: ValidationResult) -> list[dict[str, Any]]:
     """The rows of the clip table as the page shows them, each with the titles of the rules that it breaks."""
     broken: dict[tuple[str, str], list[str]] = {}
+    stopped: set[tuple[str, str]] = set()
     for outcome in result.outcomes:
         if outcome.rule.table == "stills" or outcome.passed:
             continue
@@ -103,7 +106,13 @@ def _clip_entries(result: ValidationResult) -> list[dict[str, Any]]:
         rows = table.iloc[list(outcome.rows)]
         for key in dict.fromkeys(zip(rows["split"], rows["clip"], strict=True)):
             broken.setdefault(key, []).append(outcome.rule.name)
-    return [row | {"broken": broken.get((row["split"], row["clip"]), [])} for row in records(result.clips)]
+            stopped |= {key} if outcome.stops else set()
+    entries = []
+    for row in records(result.clips):
+        key = (row["split"], row["clip"])
+        level = "bad" if key in stopped else "warn" if key in broken else "good"
+        entries.append(row | {"broken": broken.get(key, []), "level": level})
+    return entries
 
 
 def _still_shares(stills: pd.DataFrame) -> dict[str, float] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pdnet.data.index import SPLITS
-from pdnet.validation.config import ValidationConfig
+from pdnet.validation.config import Severity, ValidationConfig
 
 Table = Literal["frames", "clips", "stills"]
 Row = Mapping[str, Any]
@@ -25,6 +25,7 @@ class Rule:
         arguments: keyword arguments of that class.
         offender: one line for a row that breaks it: which file or clip, what was found, what was expected.
             A rule on a table as a whole gets an empty row.
+        severity: whether a broken rule stops the pipeline.
     """
 
     table: Table
@@ -33,6 +34,7 @@ class Rule:
     expectation: str
     arguments: Mapping[str, Any]
     offender: Callable[[Row], str]
+    severity: Severity = "error"
 
 
 def rules(config: ValidationConfig) -> tuple[Rule, ...]:
@@ -74,15 +76,6 @@ def _split_rules() -> tuple[Rule, ...]:
 
 
 def _clip_rules(config: ValidationConfig) -> tuple[Rule, ...]:
-    interval = config.keyframe_interval
-
-    def spacing(row: Row) -> str:
-        clip = f"{row['clip']} ({row['split']})"
-        if row["spacing"] is not None:
-            return f"{clip}: a keyframe every {row['spacing']} frames, expected every {interval} (keyframe_interval)"
-        breaks = f"{row['spacing_breaks']} of {row['frames'] - 1} steps between keyframes"
-        return f"{clip}: {breaks} are not {interval} frames, first {row['first_break']}"
-
     return (
         Rule(
             "clips",
@@ -100,16 +93,32 @@ def _clip_rules(config: ValidationConfig) -> tuple[Rule, ...]:
             {"column": "seconds", "min_value": config.min_seconds},
             lambda row: (
                 f"{row['clip']} ({row['split']}): {row['seconds']:.2f} s long, expected at least "
-                f"{config.min_seconds:g} s"
+                f"{config.min_seconds:g} s (validation.min_seconds)"
             ),
+            config.collection,
         ),
         Rule(
             "clips",
             "keyframes are evenly spaced",
-            f"Keyframes follow each other every {interval} frames, in order of name, without a gap.",
+            "Keyframes follow each other at one interval, in order of name, without a gap.",
             "ExpectColumnValuesToBeInSet",
             {"column": "spacing_breaks", "value_set": [0]},
-            spacing,
+            lambda row: (
+                f"{row['clip']} ({row['split']}): {row['spacing_breaks']} of {row['frames'] - 1} steps between "
+                f"keyframes are not {row['step']} frames, first {row['first_break']}"
+            ),
+        ),
+        Rule(
+            "clips",
+            "keyframe interval",
+            f"A clip has a keyframe every {config.keyframe_interval} frames.",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "spacing", "value_set": [config.keyframe_interval]},
+            lambda row: (
+                f"{row['clip']} ({row['split']}): a keyframe every {row['spacing']} frames, expected every "
+                f"{config.keyframe_interval} (validation.keyframe_interval)"
+            ),
+            config.collection,
         ),
         Rule(
             "clips",
@@ -127,8 +136,9 @@ def _clip_rules(config: ValidationConfig) -> tuple[Rule, ...]:
             {"column": "short_side", "min_value": config.min_short_side},
             lambda row: (
                 f"{row['clip']} ({row['split']}): {row['width']}x{row['height']}, expected a short side of at "
-                f"least {config.min_short_side} pixels"
+                f"least {config.min_short_side} pixels (validation.min_short_side)"
             ),
+            config.collection,
         ),
         Rule(
             "clips",

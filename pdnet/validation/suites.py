@@ -36,6 +36,11 @@ class RuleOutcome:
     rows: tuple[int, ...]
     offenders: tuple[str, ...]
 
+    @property
+    def stops(self) -> bool:
+        """Whether it stops the pipeline."""
+        return not self.passed and self.rule.severity == "error"
+
     def line(self, most: int = 5) -> str:
         """The rule and its first offenders in one line."""
         shown = list(self.offenders[:most])
@@ -67,18 +72,23 @@ class ValidationResult:
 
     @property
     def success(self) -> bool:
-        """Whether every rule passed."""
-        return all(outcome.passed for outcome in self.outcomes)
+        """Whether every rule passed but those that only warn."""
+        return not any(outcome.stops for outcome in self.outcomes)
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line a broken rule, the first five offenders in it."""
-        return tuple(outcome.line() for outcome in self.outcomes if not outcome.passed)
+        """One line a broken rule that stops the pipeline, the first five offenders in it."""
+        return tuple(outcome.line() for outcome in self.outcomes if outcome.stops)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line a broken rule that only warns, the first offender in it."""
+        return tuple(outcome.line(most=1) for outcome in self.outcomes if not outcome.passed and not outcome.stops)
 
     @property
     def headline(self) -> str:
         """The result in one short line: how many rules are broken, and the first of them with its first offender."""
-        broken = [outcome for outcome in self.outcomes if not outcome.passed]
+        broken = sorted((outcome for outcome in self.outcomes if not outcome.passed), key=lambda o: not o.stops)
         if not broken:
             return f"all {len(self.outcomes)} rules hold"
         return f"{len(broken)} of {len(self.outcomes)} rules broken, first: {broken[0].line(most=1)}"

@@ -43,6 +43,7 @@ CLIP_DTYPES = {
     "orientation": "str",
     "sizes": "str",
     "size_count": "int64",
+    "step": "int64",
     "spacing": "Int64",
     "spacing_breaks": "int64",
     "first_break": "str",
@@ -88,9 +89,10 @@ def clip_table(frames: pd.DataFrame, config: ValidationConfig) -> pd.DataFrame:
     Returns:
         The columns of `CLIP_DTYPES`: split, scenario, clip, splits (every split that names the clip), frames,
         seconds (of video, see `_seconds`), width, height and short_side (pixels, first readable frame), orientation
-        (landscape, portrait or square), sizes (every frame size found), size_count, spacing (frames between
-        keyframes, missing if it varies), spacing_breaks (how many steps are not `config.keyframe_interval`),
-        first_break (between which frames), empty_masks, empty_share, and portrait_share (mean over the clip).
+        (landscape, portrait or square), sizes (every frame size found), size_count, step (frames from one keyframe to
+        the next, the commonest), spacing (the same, missing where it varies), spacing_breaks (how many steps are not
+        the commonest), first_break (between which frames), empty_masks, empty_share, and portrait_share (mean over
+        the clip).
     """
     splits = {str(clip): ", ".join(dict.fromkeys(own)) for clip, own in frames.groupby("clip")["split"]}
     rows = [
@@ -171,20 +173,23 @@ def _clip_facts(group: pd.DataFrame, config: ValidationConfig) -> dict[str, Any]
     sizes = group[["image_width", "image_height"]].dropna().drop_duplicates()
     width, height = sizes.iloc[0] if len(sizes) else (None, None)
     steps = group["step"].dropna()
-    breaks = group[group["step"].notna() & (group["step"] != config.keyframe_interval)]
+    commonest = steps[steps > 0].mode()
+    step = int(commonest.iloc[0]) if len(commonest) else config.keyframe_interval
+    breaks = group[group["step"].notna() & (group["step"] != step)]
     shares = group["portrait_share"].dropna()
     empty = int((shares == 0).sum())
     return {
         "scenario": group["scenario"].iloc[0],
         "frames": len(group),
-        "seconds": _seconds(group["frame_number"], config),
+        "seconds": _seconds(group["frame_number"], step, config.fps),
         "width": width,
         "height": height,
         "short_side": None if width is None else min(width, height),
         "orientation": _orientation(width, height),
         "sizes": ", ".join(f"{w}x{h}" for w, h in sizes.itertuples(index=False)),
         "size_count": len(sizes),
-        "spacing": steps.iloc[0] if steps.nunique() == 1 else None,
+        "step": step,
+        "spacing": step if steps.nunique() == 1 else None,
         "spacing_breaks": len(breaks),
         "first_break": _break_text(group, breaks),
         "empty_masks": empty,
@@ -193,15 +198,15 @@ def _clip_facts(group: pd.DataFrame, config: ValidationConfig) -> dict[str, Any]
     }
 
 
-def _seconds(numbers: pd.Series, config: ValidationConfig) -> float | None:
-    """Length in seconds of the longest video that has these keyframes: each stands for `keyframe_interval` frames.
+def _seconds(numbers: pd.Series, step: int, fps: float) -> float | None:
+    """Length in seconds of the longest video that has these keyframes: each stands for `step` frames.
 
     The frames after the last keyframe are not on disk; counting them all keeps a clip of exactly the minimal length
     from being refused.
     """
     if numbers.isna().any():
         return None
-    return float(numbers.max() - numbers.min() + config.keyframe_interval) / config.fps
+    return float(numbers.max() - numbers.min() + step) / fps
 
 
 def _orientation(width: int | None, height: int | None) -> str:

@@ -81,7 +81,9 @@ def test_released_part_losses(golden):
     (geo_g, sem_g, area_g), (geo_s, sem_s, area_s) = of["gt"], of["saliency"]
     released = geo_g + geo_s / 2 + sem_g + sem_s / 2 + orthonormal + (area_g + area_s) / 2
     check(released, values["pd_part_loss"])
-    terms = part_losses(tensors["pd_part_logits"], tensors["pd_saliency_logit"], tensors["pd_gt"], features, basis)
+    arguments = (tensors["pd_part_logits"], tensors["pd_saliency_logit"], tensors["pd_gt"], features, basis)
+    check(sum(part_losses(*arguments, branches="released").values(), torch.zeros(())), values["pd_part_loss"])
+    terms = part_losses(*arguments)
     check(sum(terms.values(), torch.zeros(())), values["pd_part_loss"] - (geo_g + sem_g).item() / 2)
 
 

@@ -47,6 +47,18 @@ def test_part_losses_against_the_formulas():
         torch.testing.assert_close(term, expected[name])
 
 
+def test_the_released_sum_of_the_branches_adds_half_the_true_branch():
+    part_logits = draw(B, K, 17, 23, seed=0)
+    mask, features, basis = (draw(B, 1, 17, 23, seed=2) > 0).float(), draw(B, 6, 2, 3, seed=3), draw(K, 6, seed=4).abs()
+    nowhere = torch.full_like(mask, -torch.inf)  # saliency 0: its branch is 0 in L_geo and L_sem
+    mean = part_losses(part_logits, nowhere, mask, features, basis)
+    released = part_losses(part_logits, nowhere, mask, features, basis, branches="released")
+    for name in ("geometric", "semantic"):
+        torch.testing.assert_close(released[name], 2 * mean[name])
+    for name in ("area", "orthonormal"):
+        torch.testing.assert_close(released[name], mean[name])
+
+
 @pytest.mark.parametrize("detach", [False, True])
 def test_part_losses_gradients(detach):
     part_logits, saliency_logits = draw(B, K, 4, 5, seed=0, dtype=torch.float64), draw(B, 1, 4, 5, seed=1).double()

@@ -74,6 +74,18 @@ def test_references_encoded_one_by_one_equal_those_encoded_together(network):
 
 
 @torch.no_grad()
+def test_a_target_is_the_reference_it_would_be_encoded_as(network):
+    image, reference = images(2, 64, 48, seed=1), network.encode_reference(images(2, 64, 48, seed=2))
+    output = network.segment(image, reference, as_reference=True)
+    expected = network.encode_reference(image)
+    torch.testing.assert_close(output.as_reference.key, expected.key, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output.as_reference.value, expected.value, rtol=1e-6, atol=1e-6)
+    plain = network.segment(image, reference)
+    assert plain.as_reference is None
+    assert torch.equal(plain.logits, output.logits)
+
+
+@torch.no_grad()
 def test_one_reference_serves_a_batch_of_targets(network):
     targets, reference = images(4, 64, 48, seed=1), images(1, 64, 48, seed=2)
     shared = network.segment(targets, network.encode_reference(reference)).logits

@@ -17,7 +17,7 @@ SIZE = 8
 PRETRAIN_STEPS = 6
 TRAIN_STEPS = 9
 FIRST_VIDEO_STEP = 1  # image, video, video, image, ...
-CLIPS = {("talk", "clip_1"): 0.9, ("talk", "clip_2"): 0.7, ("dance", "clip:3"): 0.4}
+CLIPS = {"talk/clip_1": 0.9, "talk/clip_2": 0.7, "dance/clip:3": 0.4}
 FRAMES_PER_CLIP = 4
 PARTS = 3
 
@@ -101,12 +101,13 @@ def _write_evaluation(folder: Path, images: Path) -> None:
     rows, clips = [], []
     shade = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
     palette = [0, 0, 0, 220, 60, 60, 60, 220, 60, 60, 60, 220] + [0] * (252 * 3)
-    for (scenario, clip), score in CLIPS.items():
+    for clip, score in CLIPS.items():
+        scenario = clip.partition("/")[0]
         for position in range(FRAMES_PER_CLIP):
             frame = f"{position:05d}"
             image = images / clip / f"{frame}.jpg"
-            mask = folder / "masks" / scenario / clip / f"{frame}.png"
-            parts = folder / "parts" / scenario / clip / f"{frame}.png"
+            mask = folder / "masks" / clip / f"{frame}.png"
+            parts = folder / "parts" / clip / f"{frame}.png"
             for path in (image, mask, parts):
                 path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.stack([shade, shade[:, ::-1], shade], axis=-1)).save(image)

@@ -27,6 +27,7 @@ from pdnet.validation import (
     validate_tables,
     write_report,
 )
+from pdnet.validation.config import Severity
 
 CONFIG = ValidationConfig(min_seconds=0.5, min_short_side=24)
 WIDTH, HEIGHT = 32, 24
@@ -162,17 +163,21 @@ FAULTS = {
     "clips: splits are apart": ["x/both_splits: named in train and val, expected one split"],
     "clips: clip has a pair": ["x/single (train): 1 keyframe, expected 2 or more"],
     "clips: clip is long enough": [
-        "x/short (train): 0.33 s long, expected at least 0.5 s",
-        "x/single (train): 0.17 s long, expected at least 0.5 s",
+        "x/short (train): 0.33 s long, expected at least 0.5 s (validation.min_seconds)",
+        "x/single (train): 0.17 s long, expected at least 0.5 s (validation.min_seconds)",
     ],
     "clips: keyframes are evenly spaced": [
         "x/gap (train): 1 of 3 steps between keyframes are not 5 frames, first 00005 -> 00015",
-        "x/every_third (train): a keyframe every 3 frames, expected every 5 (keyframe_interval)",
         "x/time_order (train): 2 of 3 steps between keyframes are not 5 frames, first 0 -> 10",
         "x/two_names (train): 1 of 3 steps between keyframes are not 5 frames, first 000005 -> 00005",
     ],
+    "clips: keyframe interval": [
+        "x/every_third (train): a keyframe every 3 frames, expected every 5 (validation.keyframe_interval)"
+    ],
     "clips: clip has one size": ["x/two_sizes (train): 2 sizes (32x24, 24x32), expected one"],
-    "clips: clip is large enough": ["x/small (train): 32x20, expected a short side of at least 24 pixels"],
+    "clips: clip is large enough": [
+        "x/small (train): 32x20, expected a short side of at least 24 pixels (validation.min_short_side)"
+    ],
     "clips: clip shows portraits": ["x/nobody (train): 4 of 4 masks are empty, expected at most 50%"],
     "frames: image decodes": [
         "{images}/truncated/00005.jpg: damaged image ..., expected an image that decodes",
@@ -271,11 +276,40 @@ def test_limits_come_from_the_config(root: Path) -> None:
     strict = broken(ValidationConfig(keyframe_interval=4, min_seconds=0.7, max_empty_frames=0, max_empty_stills=0.3))
     assert {rule: len(lines) for rule, lines in strict.items()} == {
         "clips: clip is long enough": 3,
-        "clips: keyframes are evenly spaced": 3,
+        "clips: keyframe interval": 3,
         "clips: clip is large enough": 3,
         "clips: clip shows portraits": 1,
         "stills: still shows a portrait": 1,
     }
+
+
+def test_rules_of_collection_only_warn_where_the_config_says_so(root: Path, tmp_path: Path) -> None:
+    frames, stills = _tables(root)
+
+    def result(collection: Severity) -> ValidationResult:
+        config = ValidationConfig(collection, keyframe_interval=4, min_seconds=0.7)
+        return validate_tables(frames, clip_table(frames, config), stills, config)
+
+    strict, lenient = result("error"), result("warning")
+    assert not strict.success
+    assert strict.warnings == ()
+    assert lenient.success
+    assert lenient.failures == ()
+    assert [line.split("'")[1] for line in lenient.warnings] == [
+        *("clip is long enough", "keyframe interval", "clip is large enough")
+    ]
+    assert lenient.headline == strict.headline
+    write_report(lenient, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Valid, with warnings." in page
+    assert "✗" not in page
+    # What training relies on stays an error.
+    _save(_annotation(root, "lecture/board", "00000"), _pixels(1))
+    frames, stills = _tables(root)
+    spoilt = result("warning")
+    assert not spoilt.success
+    assert len(spoilt.failures) == 1
+    assert "mask decodes" in spoilt.headline
 
 
 def test_empty_splits_and_no_stills(root: Path, tmp_path: Path) -> None:
@@ -367,7 +401,7 @@ def test_same_data_same_bytes_and_the_folder_is_replaced(root: Path, tmp_path: P
         return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
     first = written(tmp_path / "first")
-    (tmp_path / "second").mkdir()
+    written(tmp_path / "second")
     (tmp_path / "second/old.txt").write_text("of an earlier run")
     assert written(tmp_path / "second") == first
 
