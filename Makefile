@@ -28,7 +28,7 @@ setup: .venv/installed ## create .venv and install requirements.lock
 	@touch $@
 
 data: setup ## make the synthetic data set where there is none, and check it against data.dvc
-	@test -e data || pdnet data synth --out data/mvps --preset mini --seed 0
+	@test -e data/mvps || pdnet data synth --out data/mvps --preset mini --seed 0
 	@dvc status --quiet data.dvc || { \
 	  echo "data/ is not the version that data.dvc names; 'dvc add data' records it as a new one" >&2; exit 2; }
 

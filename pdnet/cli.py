@@ -17,15 +17,28 @@ from typing import Any
 from tqdm import tqdm
 
 from pdnet import __version__
-from pdnet.errors import PDNetError
+from pdnet.errors import PDNetError, UnavailableError
 from pdnet.progress import Progress
 
 Command = Callable[[argparse.Namespace], None]
 
+#: The pipeline's commands, for the list that `pdnet --help` prints without importing what they need.
+STEPS = {
+    "data synth": "draw a synthetic data set",
+    "validate": "check the data against the rules that training relies on",
+    "pretrain": "train the encoder on single images",
+    "train": "train the network on images and video in turn",
+    "evaluate": "segment and score the validation clips",
+    "export-onnx": "write the network as ONNX and score it again",
+    "report": "write the report, one HTML page",
+    "register": "record run and model in MLflow",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (2 wrong input, 3 refused, 4 not available here)."""
-    arguments = build_parser().parse_args(argv)
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("-")]
+    arguments = build_parser(" ".join(words[:2]) + " ").parse_args(argv)
     try:
         with show_progress():
             arguments.run(arguments)
@@ -40,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away; nobody is left to tell. Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "pdnet"):
+            raise
+        remedy = "try: pip install 'pdnet[pipeline]'"
+        sys.stderr.write(f"pdnet: error: the package '{package}' is not installed; {remedy}\n")
+        return UnavailableError.exit_code
     except OSError as error:  # a full disk, a folder that may not be read
         sys.stderr.write(f"pdnet: error: {error}\n")
         return PDNetError.exit_code
@@ -60,8 +80,13 @@ def show_progress() -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line.
+
+    Args:
+        command: what the user typed first; the options of other steps are left out, and torch with them, which takes
+            seconds to import. None makes the whole of it.
+    """
     parser = argparse.ArgumentParser(
         prog="pdnet", description="Video portrait segmentation: train, score, export and register PDNet."
     )
@@ -69,9 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     data = commands.add_parser("data", help="make data sets").add_subparsers(metavar="COMMAND", required=True)
-    _add_step(data, "synth", "data")
-    for step in ("validate", "pretrain", "train", "evaluate", "export_onnx", "report", "register"):
-        _add_step(commands, step.replace("_", "-"), step)
+    for name, help_text in STEPS.items():
+        group, step = (data, "data") if name == "data synth" else (commands, name.replace("-", "_"))
+        parser_of_step = group.add_parser(name.removeprefix("data "), help=help_text)
+        if command is None or command.startswith(f"{name} "):
+            _add_options(parser_of_step, step)
 
     score = commands.add_parser(
         "score", help="score any method's masks: J, F, recall, decay", description=_score.__doc__
@@ -82,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--protocol",
         choices=("mvps", "davis2016", "davis2017", "all-frames"),
         default="mvps",
-        help="which frames count; mvps and davis drop the first and last of a clip (default: mvps)",
+        help="which frames count; all but davis2017 and all-frames leave out a clip's first and last (default: mvps)",
     )
     score.add_argument(
         "--threshold", type=int, metavar="T", help="portrait where a grey value is at least T, for probability maps"
@@ -109,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=_import_checkpoint.__doc__,
     )
     released.add_argument("released", type=Path, metavar="RELEASED.pth", help="the authors' checkpoint")
-    released.add_argument("out", type=Path, metavar="OUT", help="model file to write (.safetensors)")
+    released.add_argument("out", type=Path, metavar="OUT", help="model file to write (.safetensors), for `predict`")
     released.set_defaults(run=_import_checkpoint)
 
     summary = commands.add_parser(
@@ -128,13 +155,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_step(commands: Any, name: str, step: str) -> None:
-    """Add a command whose options are the keyword arguments of `pdnet.steps.<step>`."""
+def _add_options(parser: argparse.ArgumentParser, step: str) -> None:
+    """Add the keyword arguments of `pdnet.steps.<step>` as options."""
     function = _step(step)
     lines = inspect.getdoc(function)
     assert lines is not None
-    summary, helps = lines.splitlines()[0], _argument_help(lines)
-    parser = commands.add_parser(name, help=summary[0].lower() + summary[1:].rstrip("."), description=summary)
+    parser.description, helps = lines.splitlines()[0], _argument_help(lines)
     hints = typing.get_type_hints(function)
     for key, parameter in inspect.signature(function).parameters.items():
         if key == "config":
@@ -173,18 +199,17 @@ def _step(name: str) -> Callable[..., None]:
 
 
 def _argument_help(docstring: str) -> dict[str, str]:
-    """The `Args:` section of a Google-style docstring, one line an argument."""
+    """The `Args:` section of a Google-style docstring: what is said of each argument, as one line."""
+    section = docstring.partition("Args:\n")[2].partition("\n\n")[0]
+    key = ""
     helps: dict[str, str] = {}
-    inside = False
-    for line in docstring.splitlines():
-        if line.strip() == "Args:":
-            inside = True
-        elif inside and line.strip().endswith(":") and not line.startswith("        "):
-            break
-        elif inside and ":" in line:
-            key, text = line.strip().split(":", 1)
-            helps[key] = text.strip().rstrip(".")
-    return helps
+    for line in section.splitlines():
+        if line.startswith("        "):  # goes on with the argument before
+            helps[key] += " " + line.strip()
+        else:
+            key, _, text = line.strip().partition(":")
+            helps[key] = text.strip()
+    return {key: text.rstrip(".") for key, text in helps.items()}
 
 
 def _add_params(parser: argparse.ArgumentParser) -> None:
@@ -262,7 +287,7 @@ class _ProgressHandler(logging.Handler):
             with tqdm.external_write_mode(file=sys.stderr):
                 sys.stderr.write(f"pdnet: {record.getMessage()}\n")
         elif self.terminal:
-            if self.bar is None or self.bar.desc != f"{state.label}: ":
+            if self.bar is None or self.bar.desc != state.label:
                 self.close_bar()
                 self.bar = tqdm(total=state.total, desc=state.label, file=sys.stderr, leave=True)
             self.bar.set_postfix_str(state.note, refresh=False)
@@ -271,7 +296,7 @@ class _ProgressHandler(logging.Handler):
                 self.close_bar()
         elif state.done == state.total or time.monotonic() - self.told > 10:
             self.told = time.monotonic()
-            sys.stderr.write(f"{state.label} {state.done}/{state.total} {state.note}\n")
+            sys.stderr.write(f"{state.label} {state.done}/{state.total} {state.note}".rstrip() + "\n")
 
     def close_bar(self) -> None:
         """Leave the bar as it stands and go on below it."""

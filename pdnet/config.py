@@ -63,11 +63,27 @@ class Config:
             raise ConfigError(f"seed: {self.seed}, expected 0 to 2^63 - 1")
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that a mapping holds twice; YAML forbids it, but PyYAML lets the last one win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in lines:
+                    raise ConfigError(f"line {line}: the key '{key.value}' is in line {lines[key.value]} already")
+                lines[key.value] = line
+        return node
+
+
 def load_config(path: Path) -> Config:
     """Read a params file.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or holds a key or value that `Config` does not know.
+        ConfigError: the file is missing or no YAML, or holds a key twice, or a key or value that `Config` does not
+            know.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -82,10 +98,12 @@ def parse_config(text: str, *, source: str = "params") -> Config:
     """Read the text of a params file; `source` names it in errors.
 
     Raises:
-        ConfigError: no YAML, or a key or value that `Config` does not know.
+        ConfigError: no YAML, a key twice, or a key or value that `Config` does not know.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

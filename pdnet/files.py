@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,24 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def read_object(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a JSON object that holds a value for each of `keys`, dots for levels: `speed.device`.
+
+    Raises:
+        DataError: the file is missing or holds no JSON object, or a key is not there or null.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected an object")
+    for key in keys:
+        level: Any = content
+        for name in key.split("."):
+            level = level.get(name) if isinstance(level, dict) else None
+        if level is None:
+            raise DataError(f"{path}: lacks '{key}'; found {', '.join(content) or 'nothing'}")
+    return content
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

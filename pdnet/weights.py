@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pdnet.errors import CheckpointError, ConfigError
 from pdnet.files import atomic_path
@@ -32,9 +32,9 @@ def save_model(path: Path, network: PDNet, facts: dict[str, Any] | None = None) 
     with atomic_path(path) as fresh:
         try:
             # One key: safetensors writes several in an order that changes from call to call.
-            save_file(state, fresh, metadata={_KEY: json.dumps(header, sort_keys=True)})
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error})") from None
+            fresh.write_bytes(save(state, metadata={_KEY: json.dumps(header, sort_keys=True)}))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def load_model(path: Path, *, expected: ModelConfig | None = None) -> PDNet:
@@ -88,7 +88,12 @@ def _header(path: Path) -> dict[str, Any]:
             text = (content.metadata() or {}).get(_KEY, "{}")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged ({error})") from None
-    header: dict[str, Any] = json.loads(text)
-    if header.get("format") != _FORMAT:
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: a safetensors file, but not a model written by pdnet")
+    if not all(isinstance(header.get(key), dict) for key in ("architecture", "facts")):
+        raise CheckpointError(f"{path}: written by another version of pdnet (no architecture or facts)")
     return header

@@ -195,6 +195,24 @@ def test_not_yaml_names_the_line() -> None:
     assert message("seed: 0\ndevice: auto\ntrain: {epochs: 3\nmodel: {}\n").startswith("p.yaml: not YAML at line 4: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("seed: 1\ndevice: cpu\nseed: 2\n", "seed", (3, 1)),
+        ("train:\n  epochs: 3\n  batch_size: 2\n  'epochs': 4\n", "epochs", (4, 2)),
+        ("train: {epochs: 3}\nmodel: {}\ntrain: {batch_size: 2}\n", "train", (3, 1)),
+        ("model: {parts: 3, parts: 3}\n", "parts", (1, 1)),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text: str, key: str, lines: tuple[int, int]) -> None:
+    assert message(text) == f"p.yaml: line {lines[0]}: the key '{key}' is in line {lines[1]} already"
+
+
+def test_the_same_key_of_two_mappings_is_no_double() -> None:
+    config = parse_config("pretrain: &rate {epochs: 2, batch_size: 4}\ntrain: {<<: *rate, epochs: 3}\n")
+    assert (config.pretrain.epochs, config.train.epochs, config.train.batch_size) == (2, 3, 4)
+
+
 @pytest.mark.parametrize("kind", ["missing", "folder", "binary"])
 def test_a_file_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "params.yaml"
@@ -213,6 +231,11 @@ def test_hash_changes_with_every_leaf_and_with_nothing_else() -> None:
     hashes = {config_hash(Config())}
     others: dict[tuple[str, ...], Any] = {
         ("device",): "cpu",
+        ("validation", "collection"): "warning",
+        ("losses", "branches"): "released",
+        ("train", "optimizer"): "adamw",
+        ("train", "size"): 64,
+        ("pretrain", "size"): 64,
         ("model", "backbone"): "resnet18",
         ("model", "assembly"): "residual",
         ("model", "attention_scale"): "sqrt_dim",

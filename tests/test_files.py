@@ -17,6 +17,7 @@ from pdnet.files import (
     file_digest,
     folder_digest,
     read_json,
+    read_object,
     write_bytes,
     write_json,
     write_text,
@@ -162,6 +163,32 @@ def test_json_that_cannot_be_read_is_one_clear_line(tmp_path: Path, damage: str)
         read_json(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "holds a list, expected an object"),
+        ("3", "holds a int, expected an object"),
+        ("{}", "lacks 'jf_mean'; found nothing"),
+        ('{"jf_mean": null, "j": {}}', "lacks 'jf_mean'; found jf_mean, j"),
+        ('{"jf_mean": 0, "speed": {"size": 192}}', "lacks 'speed.device'; found jf_mean, speed"),
+        ('{"jf_mean": 0, "speed": "fast"}', "lacks 'speed.device'; found jf_mean, speed"),
+    ],
+)
+def test_an_object_without_what_is_needed_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_object(path, ("jf_mean", "speed.device"))
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_an_object_may_hold_more_than_is_needed(tmp_path: Path) -> None:
+    content = {"jf_mean": 0, "speed": {"device": "", "size": 192}, "parts": None}
+    write_json(tmp_path / "o.json", content)
+    assert read_object(tmp_path / "o.json", ("jf_mean", "speed.device")) == content
+    assert read_object(tmp_path / "o.json") == content
 
 
 def test_file_digest(tmp_path: Path) -> None:

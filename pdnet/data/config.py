@@ -12,7 +12,8 @@ class DataConfig:
     """Data of one run.
 
     Attributes:
-        videos: a data set in the MVPS layout (relative paths: to the working folder).
+        videos: a data set in the MVPS layout (relative paths: to the working folder). The pipeline's commands take
+            it, and `images`, from here; a single step reads the folder that its own option names.
         images: an image set for the image stream, `Images/` + `Labels/`.
         resolution: the folder below `Keyframes/` and `Annotations/`.
         size: frames are resized to `size` x `size` pixels for prediction, scores and export. Paper: 5.1, 480.

@@ -68,12 +68,17 @@ def read_mask(path: Path | str) -> BoolArray:
         DataError: the file is missing, damaged, or holds more than one non-zero value.
     """
     values = read_levels(path)
-    portrait: BoolArray = values != 0
-    if not ((values == values.max(initial=0)) == portrait).all() and portrait.any():
+    if not is_binary(values):
         found = np.unique(values)
         shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
         raise DataError(f"{path}: not a binary mask: it holds {len(found)} values ({shown}), expected 0 and one other")
+    portrait: BoolArray = values != 0
     return portrait
+
+
+def is_binary(levels: UInt8Array) -> bool:
+    """Whether (H, W) uint8 levels hold at most one value besides 0."""
+    return bool(((levels == 0) | (levels == levels.max(initial=0))).all())
 
 
 def read_pair(image_path: Path | str, mask_path: Path | str) -> tuple[UInt8Array, BoolArray]:

@@ -49,13 +49,29 @@ class Pairs(NamedTuple):
 
 
 class StillDataset(Dataset[Stills]):
-    """Augmented single images; the key is (epoch, row)."""
+    """Augmented single images; the key is (epoch, row).
+
+    Args:
+        table: rows of `pdnet.data.index.index_stills`.
+        size: side of the square that images are resized to.
+        seed: of the augmentation.
+        stream: keeps the augmentation of two trainings on the same images apart.
+        photometric: strength of the colour changes, 0 to 1.
+        cache_mb: as in `Reader`.
+    """
 
     def __init__(
-        self, table: pd.DataFrame, *, size: int, seed: int, photometric: float = 0.0, cache_mb: int = 0
+        self,
+        table: pd.DataFrame,
+        *,
+        size: int,
+        seed: int,
+        stream: str,
+        photometric: float = 0.0,
+        cache_mb: int = 0,
     ) -> None:
         self.paths = list(zip(table["image"], table["mask"], strict=True))
-        self.size, self.seed, self.photometric = size, seed, photometric
+        self.size, self.seed, self.stream, self.photometric = size, seed, stream, photometric
         self.reader = Reader(cache_mb)
 
     def __len__(self) -> int:
@@ -63,7 +79,8 @@ class StillDataset(Dataset[Stills]):
 
     def __getitem__(self, key: Key) -> Stills:
         epoch, index = key
-        augmentation = Augmentation.draw(generator(self.seed, "image-augmentation", epoch, index), self.photometric)
+        rng = generator(self.seed, f"{self.stream}-augmentation", epoch, index)
+        augmentation = Augmentation.draw(rng, self.photometric)
         image, mask = self.reader.pair(*self.paths[index])
         return Stills(*_tensors(image, mask, augmentation, self.size))
 
@@ -111,6 +128,11 @@ class PairDataset(Dataset[Pairs]):
         return Pairs(images[0], masks[0], torch.stack(images[1:]), torch.stack(masks[1:]))
 
 
+def batches_per_epoch(length: int, batch_size: int) -> int:
+    """Batches until each of `length` rows was given at least once."""
+    return -(-length // batch_size)
+
+
 class EpochBatches(Sampler[list[Key]]):
     """Batches of keys, epoch after epoch; each epoch is a fresh permutation, the short last batch is filled up.
 
@@ -129,23 +151,18 @@ class EpochBatches(Sampler[list[Key]]):
         self.length, self.batch_size, self.seed, self.stream = length, batch_size, seed, stream
         self.start, self.stop = start, stop
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches until every row was given at least once."""
-        return -(-self.length // self.batch_size)
-
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
+        per_epoch = batches_per_epoch(self.length, self.batch_size)
         order: list[int] = []
         current = -1
         for batch in range(self.start, self.stop):
-            epoch, position = divmod(batch, self.batches_per_epoch)
+            epoch, position = divmod(batch, per_epoch)
             if epoch != current:
                 permutation = generator(self.seed, f"{self.stream}-order", epoch).permutation(self.length).tolist()
-                wanted = self.batches_per_epoch * self.batch_size
-                order = list(itertools.islice(itertools.cycle(permutation), wanted))
+                order = list(itertools.islice(itertools.cycle(permutation), per_epoch * self.batch_size))
                 current = epoch
             yield [(epoch, row) for row in order[position * self.batch_size : (position + 1) * self.batch_size]]
 

@@ -40,11 +40,6 @@ def resize_mask(mask: BoolArray, size: int, box: Box | None = None) -> UInt8Arra
     return np.asarray(levels.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
-def resize_probability(probability: Tensor, height: int, width: int) -> Tensor:
-    """Resize (B, 1, h, w) to (B, 1, height, width) bilinearly. Paper silent: aligned corners (released)."""
-    return torch.nn.functional.interpolate(probability, (height, width), mode="bilinear", align_corners=True)
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """One draw of the augmentation; target and reference of a pair share it.

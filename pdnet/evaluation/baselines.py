@@ -12,7 +12,7 @@ from PIL import Image
 
 from pdnet.data.io import BoolArray, UInt8Array, read_mask, read_pair
 from pdnet.errors import DataError
-from pdnet.evaluation.config import Protocol
+from pdnet.evaluation.config import ScoringProtocol
 from pdnet.evaluation.scoring import FIGURES, summarise
 from pdnet.metrics import frame_scores
 from pdnet.progress import track
@@ -61,7 +61,7 @@ class ChannelThreshold(NamedTuple):
         return f"{self.channel} {'>=' if self.above else '<'} {self.level}"
 
 
-def trivial_baselines(frames: pd.DataFrame, *, protocol: Protocol = "mvps") -> pd.DataFrame:
+def trivial_baselines(frames: pd.DataFrame, *, protocol: ScoringProtocol = "mvps") -> pd.DataFrame:
     """Score trivial methods on the validation clips.
 
     - all foreground: every pixel is portrait;

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pdnet.errors import ConfigError
 
-Protocol = Literal["mvps", "davis2016", "davis2017", "all-frames"]
+ScoringProtocol = Literal["mvps", "davis2016", "davis2017", "all-frames"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class EvaluationConfig:
         speed_frames: frames timed for the FPS figure, after a warm-up.
     """
 
-    protocol: Protocol = "mvps"
+    protocol: ScoringProtocol = "mvps"
     threshold: float = 0.5
     speed_frames: int = 30
 

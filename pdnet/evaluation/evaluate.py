@@ -16,22 +16,11 @@ from PIL import Image
 
 from pdnet.data.io import BoolArray, UInt8Array, read_image, read_levels, read_pair
 from pdnet.errors import DataError
+from pdnet.files import read_object
 from pdnet.inference.session import PortraitSession, Prediction
 from pdnet.metrics import frame_scores
 from pdnet.model import PDNet
 from pdnet.progress import track
-
-#: what the labels of a synthetic set's `Parts/` stand for, label 1 first
-TRUE_PARTS = (
-    "head",
-    "torso",
-    "left upper arm",
-    "left lower arm",
-    "right upper arm",
-    "right lower arm",
-    "left leg",
-    "right leg",
-)
 
 
 class Session(Protocol):
@@ -108,18 +97,43 @@ def _score_clips(open_clip: OpenClip, frames: pd.DataFrame, threshold: float) ->
             yield Frame(row, mask, j, f, prediction)
 
 
+class TrueParts(NamedTuple):
+    """The true body parts of a data set that knows them.
+
+    Attributes:
+        root: folder of label maps, `<clip>/<frame>.png`: 0 for background, k for the k-th name.
+        names: of the parts.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+
+
+def find_true_parts(videos: Path, resolution: str) -> TrueParts | None:
+    """The true parts of a data set: `Parts/<resolution>/`, and `parts` in dataset.json, which names the labels from 0.
+
+    Raises:
+        DataError: dataset.json is damaged.
+    """
+    root, description = videos / "Parts" / resolution, videos / "dataset.json"
+    if not root.is_dir() or not description.is_file():
+        return None
+    names = read_object(description).get("parts")
+    return TrueParts(root, tuple(map(str, names[1:]))) if isinstance(names, list) and len(names) > 1 else None
+
+
 class PartStatistics:
     """How the predicted parts share the portrait, and how they match the true body parts where those are known.
 
     Args:
         parts: number of predicted parts K.
-        true_root: folder of the true parts' label maps, `<clip>/<frame>.png`; None where there are none.
+        truth: the true parts; None where they are not known.
     """
 
-    def __init__(self, parts: int, true_root: Path | None) -> None:
-        self.area = np.zeros(parts)
-        self.true_root = true_root
-        self.confusion = np.zeros((parts, len(TRUE_PARTS)), np.int64)
+    def __init__(self, parts: int, truth: TrueParts | None) -> None:
+        self.area, self.pixels = np.zeros(parts), np.zeros(parts)
+        self.truth = truth
+        self.confusion = np.zeros((parts, len(truth.names) if truth else 0), np.int64)
 
     def add(self, frame: Frame) -> None:
         """Count one frame."""
@@ -130,28 +144,39 @@ class PartStatistics:
         share = part_mask.sum(axis=(1, 2))
         if share.sum() > 0:
             self.area += share / share.sum()
-        if self.true_root is None:
+        pixels = np.bincount(part_labels(frame, prediction.part_prob).ravel(), minlength=len(self.pixels) + 1)[1:]
+        if pixels.sum() > 0:
+            self.pixels += pixels / pixels.sum()
+        if self.truth is None:
             return
-        truth = read_levels(self.true_root / frame.row.clip / f"{frame.row.frame}.png")
+        truth, names = read_levels(self.truth.root / frame.row.clip / f"{frame.row.frame}.png"), self.truth.names
         likeliest = resize_labels(prediction.part_prob.argmax(axis=0).astype(np.uint8), truth.shape)
-        inside = frame.mask & (truth > 0) & (truth <= len(TRUE_PARTS))
-        pairs = likeliest[inside].astype(np.int64) * len(TRUE_PARTS) + truth[inside] - 1
+        inside = frame.mask & (truth > 0) & (truth <= len(names))
+        pairs = likeliest[inside].astype(np.int64) * len(names) + truth[inside] - 1
         self.confusion += np.bincount(pairs, minlength=self.confusion.size).reshape(self.confusion.shape)
 
     def summary(self) -> dict[str, Any] | None:
-        """`share` of each part (mean over frames, sum 1), `match` with the true parts; None if nothing was counted."""
+        """How the parts came out, mean over frames; None if nothing was counted.
+
+        `share`: of each part in the saliency, R-hat = S D (eq. 1), sum 1. `pixels`: of the predicted portrait's pixels
+        whose likeliest part it is, sum 1; near 0 for a part that is everywhere second. `match` with the true parts.
+        """
         if self.area.sum() == 0:
             return None
         match = None
-        if self.confusion.sum() > 0:
+        if self.truth is not None and self.confusion.sum() > 0:
             rows = self.confusion / np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
             match = {
-                "true_parts": list(TRUE_PARTS),
+                "true_parts": list(self.truth.names),
                 "confusion": rows.tolist(),
                 "purity": float(self.confusion.max(axis=1).sum() / self.confusion.sum()),
                 "nmi": normalised_mutual_information(self.confusion),
             }
-        return {"share": (self.area / self.area.sum()).tolist(), "match": match}
+        return {
+            "share": (self.area / self.area.sum()).tolist(),
+            "pixels": (self.pixels / max(self.pixels.sum(), 1e-12)).tolist(),
+            "match": match,
+        }
 
 
 def normalised_mutual_information(counts: npt.NDArray[np.int64]) -> float:
@@ -172,11 +197,9 @@ def resize_labels(labels: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
     return np.asarray(Image.fromarray(labels).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
 
 
-def part_labels(frame: Frame) -> UInt8Array | None:
-    """(h, w) uint8: k + 1 for the likeliest part k inside the predicted portrait, 0 outside; None without IPDA."""
-    if frame.prediction.part_prob is None:
-        return None
-    likeliest = frame.prediction.part_prob.argmax(axis=0).astype(np.uint8) + np.uint8(1)
+def part_labels(frame: Frame, part_prob: npt.NDArray[np.float32]) -> UInt8Array:
+    """(h, w) uint8: k + 1 for the likeliest part k inside the predicted portrait, 0 outside."""
+    likeliest = part_prob.argmax(axis=0).astype(np.uint8) + np.uint8(1)
     levels = Image.fromarray(frame.mask.astype(np.uint8) * np.uint8(255))
     inside = np.asarray(levels.resize(likeliest.shape[::-1], Image.Resampling.BOX)) > 0
     labels: UInt8Array = likeliest * inside.astype(np.uint8)

@@ -22,6 +22,7 @@ import yaml
 
 from pdnet.data.index import index_clips
 from pdnet.data.io import read_image, read_levels, read_mask, read_pair
+from pdnet.data.tables import read_table
 from pdnet.errors import DataError
 from pdnet.evaluation.charts import Line, line_chart, smooth, thin
 from pdnet.evaluation.overlays import (
@@ -35,7 +36,8 @@ from pdnet.evaluation.overlays import (
     part_overlay,
 )
 from pdnet.evaluation.scoring import FIGURES
-from pdnet.files import read_json, write_text
+from pdnet.files import read_object, write_text
+from pdnet.pages import page_template
 
 #: a part that holds less than this share of the portrait is called degenerate
 DEGENERATE_SHARE = 0.03
@@ -135,27 +137,27 @@ def write_report(
     Raises:
         DataError: a file of a step is missing, damaged, or lacks what the page shows.
     """
-    scores = _read_object(evaluation / "scores.json", "jf_mean", "all_frames.jf_mean", "baselines", "speed")
-    frames = _read_table(evaluation / "frames.parquet", _FRAME_COLUMNS)
+    scores = read_object(evaluation / "scores.json", ("jf_mean", "all_frames.jf_mean", "baselines", "speed"))
+    frames = read_table(evaluation / "frames.parquet", _FRAME_COLUMNS)
     folders = {"validate": validation, "pretrain": pretrain, "train": train, "evaluate": evaluation, "export": export}
     required = ("pretrain", "train", "evaluate")
     run = _Run(
         scores=scores,
         frames=_with_paths(frames, videos, resolution, evaluation / "frames.parquet"),
-        clips=_read_table(evaluation / "clips.parquet", _CLIP_COLUMNS),
+        clips=read_table(evaluation / "clips.parquet", _CLIP_COLUMNS),
         evaluation=evaluation,
         logs={
-            "pretrain": _read_table(pretrain / "log.parquet", ("step", "loss", "lr_encoder")),
-            "train": _read_table(train / "log.parquet", ("step", "phase", "loss", "lr_backbone", "lr_rest")),
+            "pretrain": read_table(pretrain / "log.parquet", ("step", "loss", "lr_encoder")),
+            "train": read_table(train / "log.parquet", ("step", "phase", "loss", "lr_backbone", "lr_rest")),
         },
-        validation=_read_object(validation / "summary.json"),
-        parity=_read_object(export / "parity.json", "torch.jf_mean", "onnx.jf_mean"),
+        validation=read_object(validation / "summary.json"),
+        parity=read_object(export / "parity.json", ("torch.jf_mean", "onnx.jf_mean")),
         runs={
-            step: _read_object(folder / "run.json")
+            step: read_object(folder / "run.json")
             for step, folder in folders.items()
             if step in required or (folder / "run.json").is_file()
         },
-        comparison=_read_object(comparison, "label", "scores.jf_mean") if comparison is not None else None,
+        comparison=read_object(comparison, ("label", "scores.jf_mean")) if comparison is not None else None,
         config=config,
         config_hash=config_hash,
     )
@@ -163,17 +165,8 @@ def write_report(
 
 
 def _page(run: _Run) -> str:
-    import jinja2  # not part of the core
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "thousands": thousands, "hex": _hex}
-    return environment.get_template("report.html.j2").render(
+    path = Path(__file__).with_name("report.html.j2")
+    return page_template(path, percent=percent, number=number, thousands=thousands, hex=_hex).render(
         head=_head(run),
         table=_score_section(run),
         clips=_clip_section(run),
@@ -275,32 +268,6 @@ def _hex(colour: Colour) -> str:
 # --- reading
 
 
-def _read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that has a value for each of `keys` (dots for levels)."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}, expected an object")
-    for key in keys:
-        level: Any = content
-        for name in key.split("."):
-            level = level.get(name) if isinstance(level, dict) else None
-        if level is None:
-            raise DataError(f"{path}: lacks '{key}'")
-    return content
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise DataError(f"{path}: cannot be read as a Parquet table ({error})") from None
-    if lacking := [column for column in columns if column not in table.columns]:
-        raise DataError(f"{path}: lacks the columns {', '.join(lacking)}; expected {', '.join(columns)}")
-    return table
-
-
 def _with_paths(frames: pd.DataFrame, videos: Path, resolution: str, source: Path) -> pd.DataFrame:
     if frames.empty:
         raise DataError(f"{source}: holds no frames, expected the scored validation frames")
@@ -325,7 +292,8 @@ def _head(run: _Run) -> dict[str, Any]:
     parts = _plural(run.setting("model", "parts") or 0, "part") if run.setting("model", "ipda") else "no parts"
     size = speed.get("size") or run.setting("data", "size")
     model = f"{run.setting('model', 'backbone')}, {parts}, {size} × {size} pixels"
-    shares = (scores.get("parts") or {}).get("share")
+    parts_found = scores.get("parts") or {"share": [], "pixels": []}
+    shares = [*parts_found["share"], *parts_found["pixels"]]
     return {
         "model": _model_name(run),
         "data": Path(_data(record, "videos").get("path") or "").name or "validation clips",
@@ -507,11 +475,12 @@ def _part_section(run: _Run) -> dict[str, Any] | None:
     parts = run.scores.get("parts")
     if not run.setting("model", "ipda") or not parts:
         return None
-    shares = [float(share) for share in parts["share"]]
+    shares, pixels = ([float(share) for share in parts[key]] for key in ("share", "pixels"))
+    least = [min(pair) for pair in zip(shares, pixels, strict=True)]
     colours = part_colours(len(shares))
     clips = [(str(clip), frames) for clip, frames in run.frames.groupby("clip", sort=False)]
     shown = [clips[index] for index in _spread(len(clips), PART_CLIPS)]
-    degenerate = [f"part {index}" for index, share in enumerate(shares, 1) if share < DEGENERATE_SHARE]
+    degenerate = [f"part {index}" for index, share in enumerate(least, 1) if share < DEGENERATE_SHARE]
     limit = f"{100 * DEGENERATE_SHARE:.0f} %"
     return {
         "rows": [
@@ -519,8 +488,8 @@ def _part_section(run: _Run) -> dict[str, Any] | None:
         ],
         "left_out": len(clips) - len(shown),
         "shares": [
-            {"part": index, "colour": colour, "share": share, "degenerate": share < DEGENERATE_SHARE}
-            for index, (share, colour) in enumerate(zip(shares, colours, strict=True), 1)
+            {"part": index, "colour": colour, "share": share, "pixels": hard, "degenerate": low < DEGENERATE_SHARE}
+            for index, (share, hard, low, colour) in enumerate(zip(shares, pixels, least, colours, strict=True), 1)
         ],
         "largest": max(shares),
         "verdict": (
@@ -530,7 +499,7 @@ def _part_section(run: _Run) -> dict[str, Any] | None:
             else f"No part is degenerate: each holds at least {limit} of the portrait."
         ),
         "good": not degenerate,
-        "match": _match(parts["match"], shares, colours) if parts.get("match") else None,
+        "match": _match(parts["match"], pixels, colours) if parts.get("match") else None,
     }
 
 
@@ -561,7 +530,7 @@ def _match(match: Mapping[str, Any], shares: Sequence[float], colours: Sequence[
     confusion = np.asarray(match["confusion"], dtype=np.float64)
     if confusion.shape != (len(shares), len(names)):
         raise DataError(f"the confusion of parts has shape {confusion.shape}, expected {(len(shares), len(names))}")
-    marginal = np.asarray(shares) @ confusion  # near enough: shares are of soft areas, the confusion of hard ones
+    marginal = np.asarray(shares) @ confusion  # near enough: shares are means over frames, the confusion is not
     commonest = int(marginal.argmax())
     return {
         "true_parts": names,

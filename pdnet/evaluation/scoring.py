@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 from PIL import Image
 
-from pdnet.data.io import BoolArray, UInt8Array, find_images, read_levels
+from pdnet.data.io import BoolArray, UInt8Array, find_images, is_binary, read_levels
 from pdnet.errors import ConfigError, DataError
-from pdnet.evaluation.config import Protocol
+from pdnet.evaluation.config import ScoringProtocol
 from pdnet.metrics import RegionContour, frame_scores, mean_of_sequences, statistics
 from pdnet.progress import track
 
@@ -59,7 +59,7 @@ class Summary:
         left_out: clips of which the protocol scores no frame; they are in no figure.
     """
 
-    protocol: Protocol
+    protocol: ScoringProtocol
     clips: pd.DataFrame
     dataset: dict[str, float]
     left_out: tuple[str, ...]
@@ -109,7 +109,7 @@ class _Pair(NamedTuple):
 
 
 def score_folders(
-    predictions: Path, annotations: Path, *, protocol: Protocol = "mvps", threshold: int | None = None
+    predictions: Path, annotations: Path, *, protocol: ScoringProtocol = "mvps", threshold: int | None = None
 ) -> ScoreTable:
     """Score predicted masks against annotations.
 
@@ -162,7 +162,7 @@ def score_folders(
     return ScoreTable(frames, summarise(frames, protocol), summarise(frames, "all-frames"), threshold, tuple(notes))
 
 
-def summarise(frames: pd.DataFrame, protocol: Protocol) -> Summary:
+def summarise(frames: pd.DataFrame, protocol: ScoringProtocol) -> Summary:
     """Clip and data set figures from the scores of all frames: the one place that knows what a protocol leaves out.
 
     Args:
@@ -243,7 +243,7 @@ def _binary(levels: UInt8Array, path: Path, value: int) -> BoolArray:
         "pass --threshold T to take values of at least T as portrait (128 for probabilities stored as 0..255, "
         "1 for anything not 0)"
     )
-    if _has_several_values(levels):
+    if not is_binary(levels):
         raise DataError(f"{path}: not a binary mask, it holds several values from 1 to {peak}; {advice}")
     if peak and value and peak != value:
         raise DataError(f"{path}: its portrait value is {peak}, that of the predictions before it {value}; {advice}")
@@ -256,7 +256,7 @@ def _read_annotation(path: Path, rule: Rule) -> tuple[BoolArray, BoolArray | Non
     if rule.void:
         void = levels == _VOID
         return (levels != 0) & ~void, void
-    if _has_several_values(levels):
+    if not is_binary(levels):
         with Image.open(path) as image:
             if image.mode != "P":
                 raise DataError(f"{path}: not a binary mask, it holds several values from 1 to {levels.max()}; "
@@ -267,11 +267,6 @@ def _read_annotation(path: Path, rule: Rule) -> tuple[BoolArray, BoolArray | Non
 def _non_zero(levels: UInt8Array) -> BoolArray:
     portrait: BoolArray = levels != 0
     return portrait
-
-
-def _has_several_values(levels: UInt8Array) -> bool:
-    """Whether there are two or more non-zero values."""
-    return bool(((levels != 0) & (levels != levels.max())).any())
 
 
 def _find_pairs(predictions: Path, annotations: Path) -> tuple[list[_Pair], list[str]]:

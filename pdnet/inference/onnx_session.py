@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from pdnet.data.io import UInt8Array
-from pdnet.data.transforms import normalise, resize_image, resize_probability
+from pdnet.data.transforms import normalise, resize_image
 from pdnet.errors import ExportError
 from pdnet.inference.session import Prediction, ReferenceRing
+from pdnet.model import resize
 
 
 class OnnxModel:
-    """An ONNX file of `pdnet export`, opened with ONNX Runtime on the CPU.
+    """An ONNX file of `pdnet export-onnx`, opened with ONNX Runtime on the CPU.
 
     Raises:
         ExportError: the file is missing, or no graph with the inputs and output of a PDNet pair.
@@ -73,4 +74,4 @@ class OnnxSession:
         target = self.to_input(frame)
         probability = self.model.probability(target, self.reference())
         self.ring.push(target)
-        return Prediction(resize_probability(probability, *frame.shape[:2])[0, 0].numpy(), None, None)
+        return Prediction(resize(probability, frame.shape[:2])[0, 0].numpy(), None, None)

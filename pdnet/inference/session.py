@@ -11,8 +11,8 @@ import torch
 
 from pdnet.data.io import UInt8Array
 from pdnet.data.streams import REFERENCE_LAG
-from pdnet.data.transforms import normalise, resize_image, resize_probability
-from pdnet.model import PDNet, PDNetOutput, ReferenceFeatures
+from pdnet.data.transforms import normalise, resize_image
+from pdnet.model import PDNet, PDNetOutput, ReferenceFeatures, resize
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class PortraitSession:
         with torch.inference_mode():
             if output.as_reference is not None:
                 self.ring.push(output.as_reference)
-            probability = resize_probability(output.logits.float().sigmoid(), *frame.shape[:2])[0, 0].cpu().numpy()
+            probability = resize(output.logits.float().sigmoid(), frame.shape[:2])[0, 0].cpu().numpy()
             maps = output.maps
             if maps.saliency_logits is None or maps.part_logits is None:
                 return Prediction(probability, None, None)

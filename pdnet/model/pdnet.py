@@ -206,16 +206,18 @@ class PDNet(nn.Module):
         return PDNetOutput(logits, maps, own if as_reference else None)
 
     def _initialise(self) -> None:
-        """He initialisation outside the backbone (which has torchvision's); prediction heads start near 0.
+        """He initialisation outside the backbone (which has torchvision's), without its gain in the prediction heads.
 
-        Paper silent. A head that starts near 0 says "half portrait" everywhere, not something confident and wrong.
+        Paper silent. A head must not start near 0: where the background rules, its first steps then make every weight
+        negative, and the features that stand for the portrait die under their ReLU.
         """
         inside = set(self.encoder.backbone.modules())
+        heads: set[nn.Module] = {self.head, *self.encoder.heads}
+        if self.config.ipda:
+            heads |= {self.ipda.saliency_head, self.ipda.part_head}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module not in inside:
-                if module.out_channels == 1:
-                    nn.init.normal_(module.weight, std=0.01)
-                else:
-                    nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                nonlinearity: Literal["linear", "relu"] = "linear" if module in heads else "relu"
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity=nonlinearity)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -15,7 +15,14 @@ from pdnet.data.index import index_clips
 from pdnet.data.io import UInt8Array
 from pdnet.devices import device_name, pick_device
 from pdnet.evaluation.baselines import trivial_baselines
-from pdnet.evaluation.evaluate import Frame, PartStatistics, measure_speed, part_labels, score_clips
+from pdnet.evaluation.evaluate import (
+    Frame,
+    PartStatistics,
+    find_true_parts,
+    measure_speed,
+    part_labels,
+    score_clips,
+)
 from pdnet.evaluation.overlays import part_colours
 from pdnet.evaluation.scoring import summarise
 from pdnet.files import atomic_folder, write_json
@@ -30,7 +37,7 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
     Paper: 5.2.
 
     Args:
-        videos: data set in the MVPS layout; its `val` clips are used.
+        videos: data set in the MVPS layout; its `val` clips are scored, the trivial baselines look at `train` too.
         model: folder of the train step.
         out: folder for scores.json, frames.parquet, clips.parquet, baselines.parquet, masks/, parts/, run.json.
         config: `data`, `evaluation`.
@@ -39,12 +46,11 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
         DataError: a frame cannot be read, or there is no validation clip.
         CheckpointError: the model file is damaged or of another architecture.
     """
-    record = RunRecord("evaluate", config, parents=(model,))
+    frames = index_clips(videos, resolution=config.data.resolution)
+    record = RunRecord("evaluate", config, parents=(model,), data={"videos": videos})
     device = pick_device(config.device)
     network = prepare(load_model(model / "model.safetensors", expected=config.model), device)
-    frames = index_clips(videos, resolution=config.data.resolution)
-    true_parts = videos / "Parts" / config.data.resolution
-    parts = PartStatistics(config.model.parts, true_parts if true_parts.is_dir() else None)
+    parts = PartStatistics(config.model.parts, find_true_parts(videos, config.data.resolution))
     size = config.data.size
 
     with atomic_folder(out) as folder:
@@ -58,9 +64,8 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
             parts.add(frame)
             name = f"{frame.row.clip}/{frame.row.frame}.png"
             _save(folder / "masks" / name, Image.fromarray(frame.mask).convert("L"))
-            labels = part_labels(frame)
-            if labels is not None:
-                _save(folder / "parts" / name, _palette(labels))
+            if frame.prediction.part_prob is not None:
+                _save(folder / "parts" / name, _palette(part_labels(frame, frame.prediction.part_prob)))
         table = pd.DataFrame(rows)
         scores = summarise(table, config.evaluation.protocol)
         baselines = trivial_baselines(frames, protocol=config.evaluation.protocol)

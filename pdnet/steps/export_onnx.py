@@ -16,7 +16,7 @@ from pdnet.errors import ExportError
 from pdnet.evaluation.evaluate import clips_of, score_clips
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PairGraph, export_pair
-from pdnet.files import atomic_folder, file_digest, read_json, write_json
+from pdnet.files import atomic_folder, file_digest, read_object, write_json
 from pdnet.inference.onnx_session import OnnxModel, OnnxSession
 from pdnet.model import PDNet
 from pdnet.steps.lineage import RunRecord
@@ -37,16 +37,16 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
         ExportError: the graph cannot be written, or differs from the network by more than `export` allows.
         CheckpointError: the model file is damaged or of another architecture.
     """
-    record = RunRecord("export_onnx", config, parents=(model, evaluation))
+    frames = index_clips(videos, resolution=config.data.resolution, splits=("val",))
+    record = RunRecord("export_onnx", config, parents=(model, evaluation), data={"videos": videos})
     network = load_model(model / "model.safetensors", expected=config.model)
-    frames = index_clips(videos, resolution=config.data.resolution)
     with atomic_folder(out) as folder:
         path = folder / "pdnet.onnx"
         metadata = {
             "pdnet": __version__,
             "config_hash": str(record.facts["config_hash"]),
-            "git_commit": str(record.facts["git_commit"]),
-            "data_md5": str(record.facts.get("data", {}).get("videos", {}).get("md5")),
+            "git_commit": str(record.facts["git_commit"] or ""),
+            "data_md5": str(record.facts["data"]["videos"]["md5"]),
             "preprocessing": "RGB, resized to the input size, /255, ImageNet mean and standard deviation",
         }
         export_pair(network, path, size=config.data.size, opset=config.export.opset, metadata=metadata)
@@ -61,7 +61,7 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
                 label="score the ONNX file",
             )
         ]
-        ours = float(read_json(evaluation / "scores.json")["jf_mean"])
+        ours = float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])
         theirs = summarise(pd.DataFrame(rows), config.evaluation.protocol).dataset["jf_mean"]
         facts = parity | {
             "torch": {"jf_mean": ours},

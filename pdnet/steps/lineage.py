@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from pdnet import __version__
 from pdnet.config import Config, config_hash
 from pdnet.errors import DataError
-from pdnet.files import read_json, write_json
+from pdnet.files import folder_digest, read_json, write_json
 
 
 class RunRecord:
@@ -24,9 +25,16 @@ class RunRecord:
         step: name of the step.
         config: the resolved configuration.
         parents: folders of earlier steps, whose records are carried along.
+        data: the data that this step reads itself, by name (`videos`, `images`): digested now. What it does not
+            read is taken from its parents.
+
+    Raises:
+        DataError: a parent has no record, or a data folder is missing.
     """
 
-    def __init__(self, step: str, config: Config, *, parents: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self, step: str, config: Config, *, parents: tuple[Path, ...] = (), data: Mapping[str, Path] | None = None
+    ) -> None:
         self._clock = time.perf_counter()
         commit, dirty = git_state()
         self.facts: dict[str, Any] = {
@@ -39,14 +47,34 @@ class RunRecord:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "parents": {record["step"]: record for record in map(read_record, parents)},
         }
-        for parent in self.facts["parents"].values():
-            self.facts |= {key: parent[key] for key in ("data", "data_dvc") if key in parent}
+        inherited = [parent.get("data") or {} for parent in self.facts["parents"].values()]
+        self.facts["data"] = {name: facts for parent in inherited for name, facts in parent.items()}
+        self.facts["data"] |= {name: data_facts(path) for name, path in (data or {}).items()}
+        versions = {dvc_md5(Path("data.dvc"), Path(facts["path"])) for facts in self.facts["data"].values()}
+        self.facts["data_dvc"] = versions.pop() if len(versions) == 1 else None
+
+    def model_facts(self, **facts: Any) -> dict[str, Any]:
+        """What a model file carries of this record, with `facts`: what determines the weights, not when and where."""
+        data = {name: entry["md5"] for name, entry in self.facts["data"].items()}
+        return {"config_hash": self.facts["config_hash"], "data": data, **facts}
 
     def write(self, folder: Path, **facts: Any) -> None:
         """Add what the step learnt and write `folder/run.json`."""
         self.facts |= facts
         self.facts["seconds"] = round(time.perf_counter() - self._clock, 1)
         write_json(folder / "run.json", self.facts)
+
+
+def data_facts(root: Path) -> dict[str, Any]:
+    """A data folder as it is now: path, MD5 (as DVC computes it), files, bytes.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    md5, files, size = folder_digest(root)
+    return {"path": str(root), "md5": md5, "files": files, "bytes": size}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -70,7 +98,9 @@ def git_state() -> tuple[str | None, bool | None]:
         return commit, False
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+        # dvc.lock is rewritten after every stage of the very run that this records.
+        watched = (":/", ":(top,exclude,glob)**/dvc.lock")
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no", "--", *watched))
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

@@ -10,7 +10,8 @@ from pdnet.config import Config
 from pdnet.data.index import index_stills
 from pdnet.data.streams import StillDataset
 from pdnet.devices import device_name, pick_device, pick_dtype
-from pdnet.files import atomic_folder
+from pdnet.errors import ValidationError
+from pdnet.files import atomic_folder, read_object
 from pdnet.model import PDNet
 from pdnet.model.backbone import load_backbone_weights
 from pdnet.steps.lineage import RunRecord
@@ -29,11 +30,15 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config) -> No
         config: `model`, `pretrain`, `losses`, `data`.
 
     Raises:
+        ValidationError: the data did not pass validation.
         DataError: an image cannot be read.
         CheckpointError: the backbone's weights cannot be had or do not fit.
         TrainingError: the loss is no longer a number.
     """
-    record = RunRecord("pretrain", config, parents=(validation,))
+    if read_object(validation / "data.json").get("valid") is not True:
+        raise ValidationError(f"{validation}: the data are not valid; see {validation / 'index.html'}")
+    table = index_stills(images)
+    record = RunRecord("pretrain", config, parents=(validation,), data={"images": images})
     device = pick_device(config.device)
     dtype = pick_dtype(config.train.precision, device)
     torch.manual_seed(config.seed)
@@ -42,15 +47,15 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config) -> No
     task = Task(network, config.losses, seed=config.seed, dtype=dtype, parts=False)
     task.to(device).to(memory_format=torch.channels_last)
     stills = StillDataset(
-        index_stills(images),
+        table,
         size=config.pretrain.size or config.data.size,
         seed=config.seed,
+        stream="pretrain",
         photometric=config.train.photometric,
         cache_mb=config.train.cache_mb,
     )
     with atomic_folder(out) as folder:
         log = loop.pretrain(task, stills, config.pretrain, seed=config.seed, workers=config.train.workers)
-        facts = {"size": config.data.size, "config_hash": record.facts["config_hash"]}
-        save_model(folder / "model.safetensors", network, facts)
+        save_model(folder / "model.safetensors", network, record.model_facts(size=config.data.size))
         log.to_parquet(folder / "log.parquet", index=False)
         record.write(folder, device=device_name(device), precision=str(dtype).removeprefix("torch."), steps=len(log))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pdnet.config import Config, config_hash, to_mapping
 from pdnet.evaluation.report import write_report
-from pdnet.files import atomic_folder, read_json
+from pdnet.files import atomic_folder, read_object
 from pdnet.steps.lineage import RunRecord
 
 #: the same recipe without IPDA, measured by `make ablation`
@@ -61,6 +61,6 @@ def _fits(comparison: Path, record: RunRecord) -> bool:
     """Whether a comparison was measured with this run's parameters and data."""
     if not comparison.is_file():
         return False
-    facts = read_json(comparison)
+    facts = read_object(comparison, ("config_hash", "data_md5"))
     data = record.facts.get("data", {}).get("videos", {}).get("md5")
     return bool(facts["config_hash"] == record.facts["config_hash"] and facts["data_md5"] == data)

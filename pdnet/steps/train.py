@@ -35,20 +35,20 @@ def train(*, videos: Path, images: Path, init: Path, out: Path, config: Config) 
         CheckpointError: the initial weights are damaged or of another architecture.
         TrainingError: the loss is no longer a number.
     """
-    record = RunRecord("train", config, parents=(init,))
+    frames = index_clips(videos, resolution=config.data.resolution, splits=("train",))
+    singles = index_stills(images)
+    record = RunRecord("train", config, parents=(init,), data={"videos": videos, "images": images})
     device = pick_device(config.device)
     dtype = pick_dtype(config.train.precision, device)
     network = load_model(init / "model.safetensors", expected=config.model)
     task = Task(network, config.losses, seed=config.seed, dtype=dtype)
     task.to(device).to(memory_format=torch.channels_last)
-    frames = index_clips(videos, resolution=config.data.resolution, splits=("train",))
     seed, size, options = config.seed, config.train.size or config.data.size, config.train
     reading: dict[str, Any] = {"photometric": options.photometric, "cache_mb": options.cache_mb}
     pairs = PairDataset(frames, size=size, seed=seed, references=config.model.references, **reading)
-    stills = StillDataset(index_stills(images), size=size, seed=seed, **reading)
+    stills = StillDataset(singles, size=size, seed=seed, stream="image", **reading)
     with atomic_folder(out) as folder:
         log = loop.train(task, pairs, stills, options, seed=seed)
-        facts = {"size": config.data.size, "config_hash": record.facts["config_hash"]}
-        save_model(folder / "model.safetensors", network, facts)
+        save_model(folder / "model.safetensors", network, record.model_facts(size=config.data.size))
         log.to_parquet(folder / "log.parquet", index=False)
         record.write(folder, device=device_name(device), precision=str(dtype).removeprefix("torch."), steps=len(log))

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from pdnet.data.tables import read_table
 from pdnet.errors import DataError, ExportError
-from pdnet.files import file_digest, read_json
+from pdnet.files import file_digest, read_object
 
 #: Longest value of a parameter.
 MAX_PARAM = 6000
@@ -27,6 +28,8 @@ MAX_PARAM = 6000
 MAX_DIGEST = 36
 #: What a version of the registered model says of its origin; the run says all.
 _VERSION_FACTS = ("fps.device", "fps.precision", "data.videos.md5", "data.images.md5", "git.commit", "onnx.sha256")
+#: How closely the ONNX file agrees with the network, in parity.json.
+_AGREEMENT = ("max_probability_difference", "mean_probability_difference", "mask_agreement")
 #: A curve with more points is thinned; a chart is not wider than this.
 MAX_POINTS = 2000
 
@@ -94,7 +97,8 @@ def read_record(
         ExportError: the ONNX file is not the one whose agreement with the network was measured.
     """
     weights, onnx = train / "model.safetensors", export / "pdnet.onnx"
-    runs = {"pretrain": pretrain, "train": train, "evaluate": evaluation}
+    runs = {"pretrain": pretrain, "train": train, "evaluate": evaluation, "export_onnx": export}
+    runs |= {"report": report} if report else {}
     files = (
         *([(report / "index.html", "report")] if report else []),
         *((evaluation / name, "evaluation") for name in ("scores.json", "frames.parquet", "clips.parquet")),
@@ -106,28 +110,32 @@ def read_record(
     for path in (onnx, *(path for path, _ in files)):
         if not path.is_file():
             raise DataError(f"{path}: no such file; expected what the step before writes there")
-    facts = {step: read_json(folder / "run.json") for step, folder in runs.items()}
-    scores, parity = read_json(evaluation / "scores.json"), read_json(export / "parity.json")
+    facts = {step: read_object(folder / "run.json", ("started",)) for step, folder in runs.items()}
+    scores = read_object(evaluation / "scores.json", ("jf_mean", "j", "f", "all_frames", "baselines", "speed"))
+    clips = read_table(evaluation / "clips.parquet", ("clip", "jf_mean", "j_mean", "f_mean"))
+    parity = read_object(export / "parity.json", ("sha256", "torch.jf_mean", "onnx.jf_mean", *_AGREEMENT))
     sha256 = file_digest(onnx)
-    if parity.get("sha256") != sha256:
+    if parity["sha256"] != sha256:
         raise ExportError(
             f"{onnx}: not the file that was compared with the network: "
-            f"its SHA-256 is {sha256}, {export / 'parity.json'} says {parity.get('sha256')}"
+            f"its SHA-256 is {sha256}, {export / 'parity.json'} says {parity['sha256']}"
         )
     tags = _lineage(facts["train"], config_hash) | {"onnx.sha256": sha256, "weights.sha256": file_digest(weights)}
     try:
-        metrics = _figures(scores, pd.read_parquet(evaluation / "clips.parquet")) | _parity(parity)
+        metrics = _figures(scores, clips)
         speed = {f"fps.{key}": str(scores["speed"][key]) for key in ("device", "precision", "size")}
         headline = {"jf_mean": f"{scores['jf_mean']:.4f}", "fps": f"{scores['speed']['network_fps']:.1f}"}
     except (KeyError, TypeError) as error:
-        raise DataError(f"{evaluation}: not a folder of the evaluation: {error!r} in scores.json or clips") from error
+        raise DataError(f"{evaluation / 'scores.json'}: not what the evaluation writes ({error!r})") from error
     seconds = {f"seconds/{step}": run["seconds"] for step, run in facts.items() if "seconds" in run}
     return Record(
         params=flatten(config) | speed,
         tags=tags | speed,
         datasets=tuple(_datasets({"training": facts["train"], "evaluation": facts["evaluate"]})),
         curves=(*_train_curves(train, facts["train"]), *_pretrain_curves(pretrain, facts["pretrain"])),
-        metrics={name: float(value) for name, value in (metrics | seconds).items() if _is_number(value)},
+        metrics={
+            name: float(value) for name, value in (metrics | _parity(parity) | seconds).items() if _is_number(value)
+        },
         version_tags=headline | {key: value for key, value in (tags | speed).items() if key in _VERSION_FACTS},
         files=files,
         config_yaml=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
@@ -231,8 +239,7 @@ def _parity(parity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "onnx/jf_mean": parity["onnx"]["jf_mean"],
         "onnx/torch_jf_mean": parity["torch"]["jf_mean"],
-        **{f"onnx/{name}": parity[name] for name in ("max_probability_difference", "mean_probability_difference")},
-        "onnx/mask_agreement": parity["mask_agreement"],
+        **{f"onnx/{name}": parity[name] for name in _AGREEMENT},
     }
 
 
@@ -241,7 +248,7 @@ def _train_curves(folder: Path, run: Mapping[str, Any]) -> Iterator[Point]:
 
     The total is `train/loss_video` and `train/loss_image`: the two sum different terms and are not comparable.
     """
-    log = _read_log(folder)
+    log = read_table(folder / "log.parquet", ("step", "phase", "loss", "seconds"))
     not_terms = {"step", "epoch", "phase", "data_seconds", "seconds"}
     terms = [name for name in log.columns if name not in not_terms and not name.startswith("lr_")]
     for phase, rows in log.groupby("phase", sort=False):
@@ -254,22 +261,9 @@ def _train_curves(folder: Path, run: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def _pretrain_curves(folder: Path, run: Mapping[str, Any]) -> Iterator[Point]:
-    log = _read_log(folder)
+    log = read_table(folder / "log.parquet", ("step", "loss", "lr_encoder", "seconds"))
     yield from _curve(log, "loss", "pretrain/loss", run)
     yield from _curve(log, "lr_encoder", "lr/pretrain_encoder", run)
-
-
-def _read_log(folder: Path) -> pd.DataFrame:
-    path = folder / "log.parquet"
-    try:
-        log = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected the log of the training step") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from None
-    if missing := {"step", "phase", "loss", "seconds"} - set(log.columns):
-        raise DataError(f"{path}: no log of a training step: it has no column {', '.join(sorted(missing))}")
-    return log
 
 
 def _curve(rows: pd.DataFrame, column: str, name: str, run: Mapping[str, Any]) -> Iterator[Point]:

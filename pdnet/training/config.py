@@ -15,7 +15,8 @@ class PretrainConfig:
     """Pretraining of the encoder and its heads on single images.
 
     Paper: 5.1 starts from ImageNet weights and needs none of it; without such weights this step is where the
-    encoder learns what a person looks like.
+    encoder learns what a person looks like. Precision, workers, cache and photometric strength are those of
+    `TrainConfig`.
 
     Attributes:
         weights: backbone weights to start from: `imagenet`, `none`, or the path of a torchvision state dict.
@@ -54,7 +55,8 @@ class TrainConfig:
         size: side of the square that frames are resized to in training; null is `data.size`. Paper: 480 for both.
         video_steps_per_image: video iterations after each image iteration. Paper: 2.
         image_backbone_lr, image_rest_lr: highest rates of the two groups in image iterations. Paper: 2.5e-4, and
-            the rest does not move (a rate of 0 freezes the group: no momentum, no weight decay).
+            the rest does not move (a rate of 0 freezes the group's parameters: no momentum, no weight decay; the
+            statistics of its batch normalisation follow the images all the same).
         video_backbone_lr, video_rest_lr: the same in video iterations. Paper: 2.5e-5, 2.5e-3.
         optimizer: `sgd`, or `adamw`, which learns more from few steps without pretrained weights. Paper: sgd.
         momentum: of SGD. Paper: 0.9.

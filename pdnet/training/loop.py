@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pdnet.data.streams import EpochBatches, PairDataset, Pairs, StillDataset, Stills, loader
+from pdnet.data.streams import EpochBatches, PairDataset, Pairs, StillDataset, Stills, batches_per_epoch, loader
 from pdnet.errors import TrainingError
 from pdnet.progress import track_with_note
 from pdnet.training.config import PretrainConfig, TrainConfig
@@ -29,7 +29,7 @@ def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: 
     """
     parameters = list(task.network.encoder.parameters())
     optimiser = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
-    per_epoch = EpochBatches(len(images), config.batch_size, seed=seed, stream="image", stop=0).batches_per_epoch
+    per_epoch = batches_per_epoch(len(images), config.batch_size)
     steps = config.epochs * per_epoch
     batches = EpochBatches(len(images), config.batch_size, seed=seed, stream="pretrain", stop=steps)
     rows: list[dict[str, Any]] = []
@@ -67,8 +67,7 @@ def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainCo
     Raises:
         TrainingError: the loss is no longer a number.
     """
-    video_batches = EpochBatches(len(videos), config.batch_size, seed=seed, stream="video", stop=0).batches_per_epoch
-    schedule = Schedule(config, video_batches)
+    schedule = Schedule(config, batches_per_epoch(len(videos), config.batch_size))
     stops = {"video": config.epochs * schedule.video_batches, "image": config.epochs * schedule.image_batches}
 
     def stream(phase: Phase, dataset: PairDataset | StillDataset, size: int) -> Iterator[Stills | Pairs]:

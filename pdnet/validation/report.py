@@ -10,6 +10,7 @@ import pandas as pd
 
 from pdnet.data.index import SPLITS
 from pdnet.files import atomic_folder, write_json, write_text
+from pdnet.pages import page_template
 from pdnet.validation.suites import RuleOutcome, ValidationResult, data_docs
 from pdnet.validation.tables import records
 
@@ -77,16 +78,7 @@ def _rule_entry(outcome: RuleOutcome) -> dict[str, Any]:
 
 
 def _page(result: ValidationResult, summary: dict[str, Any]) -> str:
-    import jinja2  # not part of the core
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page_template(Path(__file__).with_name("report.html.j2")).render(
         summary=summary,
         splits=SPLITS,
         clips=_clip_entries(result),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pdnet.data.io import UInt8Array, open_image, read_levels
+from pdnet.data.io import UInt8Array, is_binary, open_image, read_levels
 from pdnet.errors import DataError
 from pdnet.validation.config import ValidationConfig
 
@@ -148,11 +148,9 @@ def _levels(path: str) -> tuple[UInt8Array | None, str]:
 
 def _mask_facts(levels: UInt8Array) -> dict[str, Any]:
     """What `read_mask` would say of these levels, without reading them twice."""
-    portrait = levels != 0
-    count = np.count_nonzero(portrait)
-    peak = levels.max(initial=0)
-    binary = bool(np.count_nonzero(levels == peak) == count) or count == 0
-    values = ([0] if count < levels.size else []) + ([int(peak)] if count else [])
+    count, binary = np.count_nonzero(levels), is_binary(levels)
+    # Sorting all levels of every mask takes longer than decoding them.
+    values = ([0] if count < levels.size else []) + ([int(levels.max())] if count else [])
     return {
         "mask_binary": binary,
         "mask_values": _listed(values if binary else np.unique(levels).tolist()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def mvps(root: Path, *, train: str = "talk/a\n", val: str = "dance/b\n", frames:
     return root
 
 
-def stills(root: Path, names: str = "abc", folders: tuple[str, str] = ("Images", "Labels")) -> Path:
+def stills(root: Path, names: Iterable[str] = "abc", folders: tuple[str, str] = ("Images", "Labels")) -> Path:
     for name in names:
         touch(root / folders[0] / f"{name}.jpg", root / folders[1] / f"{name}.png")
     return root
@@ -101,6 +102,36 @@ def test_missing_clip_frames_and_masks(tmp_path: Path) -> None:
     assert clips_error(root) == f"{root / 'Keyframes' / '480p' / 'dance' / 'b'}: no images"
 
 
+def test_half_pairs_are_listed_where_that_is_asked_for(tmp_path: Path) -> None:
+    root = mvps(tmp_path, train="talk/a\ntalk/half\n")
+    images, masks = (root / kind / "480p" / "talk" for kind in ("Keyframes", "Annotations"))
+    (images / "a" / "00005.jpg").unlink()
+    (masks / "a" / "00010.png").unlink()
+    touch(images / "half" / "00000.png")  # no folder of masks at all
+    table = index_clips(root, complete=False)
+    assert table["frame"].tolist() == ["00000", "00005", "00010", "00000", "00000", "00005", "00010"]
+    assert table["position"].tolist() == [0, 1, 2, 0, 0, 1, 2]
+    missing = [path for path in [*table["image"], *table["mask"]] if not Path(path).is_file()]
+    assert missing == [
+        str(images / "a" / "00005.jpg"),
+        str(masks / "a" / "00010.png"),
+        str(masks / "half" / "00000.png"),
+    ]
+    (root / "ImageSets" / "train.txt").write_text("talk/a\n")
+    touch(images / "a" / "00005.jpg", masks / "a" / "00010.png")
+    assert index_clips(root, complete=False).equals(index_clips(root))
+
+
+def test_clips_without_any_file_are_all_named(tmp_path: Path) -> None:
+    root = mvps(tmp_path, train="talk/a\ntalk/gone\n", val="dance/b\ndance/bare\ntalk/gone\n")
+    for kind in ("Keyframes", "Annotations"):
+        (root / kind / "480p" / "dance" / "bare").mkdir()
+    with pytest.raises(DataError) as caught:
+        index_clips(root, complete=False)
+    folders = f"{root / 'Keyframes' / '480p'} nor {root / 'Annotations' / '480p'}"
+    assert str(caught.value) == f"{root / 'ImageSets'}: names clips without a file in {folders}: talk/gone, dance/bare"
+
+
 @pytest.mark.parametrize("clip", ["../x", "talk/..", "../../etc", "/etc", "a", "a/b/c", "/talk/a"])
 def test_a_clip_outside_the_layout_is_refused(tmp_path: Path, clip: str) -> None:
     root = mvps(tmp_path / "set", train=f"talk/a\n{clip}\n")
@@ -122,6 +153,28 @@ def test_a_list_chooses_stills_and_may_carry_suffixes(tmp_path: Path) -> None:
     assert index_stills(root)["name"].tolist() == ["c", "a", "d"]
     (root / "train.txt").write_text("c\nz\ny\n")
     assert stills_error(root) == (f"{root / 'train.txt'}: 2 of 3 names have no image in {root / 'Images'}, first: z")
+
+
+def test_a_list_may_name_stems_with_dots(tmp_path: Path) -> None:
+    root = stills(tmp_path, ["a", "a.b", "c.png", "c"])
+    (root / "train.txt").write_text("a.b\nImages/a.b.jpg\nc.png\nc.jpg\n")
+    assert index_stills(root)["name"].tolist() == ["a.b", "a.b", "c.png", "c"]
+    (root / "train.txt").write_text("a\na.x\n")
+    assert stills_error(root).endswith(f"names have no image in {root / 'Images'}, first: a.x")
+
+
+def test_half_pairs_of_stills_are_listed_where_that_is_asked_for(tmp_path: Path) -> None:
+    root = stills(tmp_path)
+    (root / "Images" / "a.jpg").unlink()
+    (root / "Labels" / "c.png").unlink()
+    table = index_stills(root, complete=False)
+    assert table["name"].tolist() == ["a", "b", "c"]
+    missing = [path for path in [*table["image"], *table["mask"]] if not Path(path).is_file()]
+    assert missing == [str(root / "Images" / "a.jpg"), str(root / "Labels" / "c.png")]
+    (root / "train.txt").write_text("b\nz\n")
+    table = index_stills(root, complete=False)
+    assert table["name"].tolist() == ["b", "z"]
+    assert (table["image"][1], table["mask"][1]) == (str(root / "Images" / "z.jpg"), str(root / "Labels" / "z.png"))
 
 
 def test_half_pairs_are_refused(tmp_path: Path) -> None:

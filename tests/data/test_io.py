@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pdnet.data.io import find_images, read_image, read_levels, read_mask, read_pair
+from pdnet.data.io import find_images, is_binary, read_image, read_levels, read_mask, read_pair
 from pdnet.errors import DataError
 
 #: 6 x 4 pixels, every one of another colour, no channel and no direction like another
@@ -142,6 +142,14 @@ def test_grey_mask_stored_in_colour(tmp_path: Path, mode: str) -> None:
 def test_mask_of_one_value(tmp_path: Path, value: int) -> None:
     path = save(tmp_path / "m.png", Image.fromarray(np.full((3, 5), value, np.uint8)))
     np.testing.assert_array_equal(read_mask(path), np.full((3, 5), value > 0))
+
+
+@pytest.mark.parametrize(
+    ("values", "binary"),
+    [([0, 0], True), ([7, 7], True), ([0, 38], True), ([255, 0], True), ([100, 200], False), ([0, 1, 255], False)],
+)
+def test_binary_is_zero_and_one_other_value(values: list[int], binary: bool) -> None:
+    assert is_binary(np.array([values, values], np.uint8)) is binary
 
 
 def test_mask_with_grey_edges_is_refused_with_what_it_holds(tmp_path: Path) -> None:

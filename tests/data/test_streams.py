@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 
 from pdnet.data.index import index_clips, index_stills
-from pdnet.data.streams import EpochBatches, PairDataset, Pairs, StillDataset, Stills, generator, loader
+from pdnet.data.streams import (
+    EpochBatches,
+    PairDataset,
+    Pairs,
+    StillDataset,
+    Stills,
+    batches_per_epoch,
+    generator,
+    loader,
+)
 from pdnet.data.transforms import MEAN, STD
 from pdnet.errors import DataError
 
@@ -101,7 +110,7 @@ def test_batches_of_several_references_have_the_shapes_that_training_wants(clips
 
 
 def test_masks_are_soft_numbers_from_0_to_1(portraits: Path) -> None:
-    sample = StillDataset(index_stills(portraits / "Stills"), size=48, seed=0)[0, 1]
+    sample = StillDataset(index_stills(portraits / "Stills"), size=48, seed=0, stream="image")[0, 1]
     assert sample.image.shape == (3, 48, 48)
     assert sample.mask.shape == (1, 48, 48)
     assert sample.image.dtype == sample.mask.dtype == torch.float32
@@ -126,15 +135,29 @@ def test_a_sample_follows_from_seed_epoch_and_row_alone(clips: pd.DataFrame) -> 
 
 def test_photometric_draws_do_not_move_the_crop(portraits: Path) -> None:
     table = index_stills(portraits / "Stills")
-    plain = StillDataset(table, size=48, seed=0)[0, 0]
-    colourful = StillDataset(table, size=48, seed=0, photometric=1.0)[0, 0]
+    plain = StillDataset(table, size=48, seed=0, stream="image")[0, 0]
+    colourful = StillDataset(table, size=48, seed=0, stream="image", photometric=1.0)[0, 0]
     assert torch.equal(plain.mask, colourful.mask)
     assert not torch.equal(plain.image, colourful.image)
 
 
+def test_two_trainings_on_the_same_stills_see_other_crops(portraits: Path) -> None:
+    table = index_stills(portraits / "Stills")
+    first, second, again = (
+        StillDataset(table, size=48, seed=0, stream=stream) for stream in ("pretrain", "image", "image")
+    )
+    keys = [(epoch, row) for epoch in range(2) for row in range(len(table))]
+    assert all(same(second[key], again[key]) for key in keys)
+    assert not any(same(first[key], second[key]) for key in keys)
+
+
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_batches_do_not_depend_on_the_number_of_workers(clips: pd.DataFrame, portraits: Path, kind: str) -> None:
-    dataset = pairs(clips) if kind == "video" else StillDataset(index_stills(portraits / "Stills"), size=48, seed=5)
+    dataset = (
+        pairs(clips)
+        if kind == "video"
+        else StillDataset(index_stills(portraits / "Stills"), size=48, seed=5, stream="image")
+    )
     batches = EpochBatches(len(dataset), 4, seed=5, stream=kind, stop=9)
     alone, helped = (list(loader(dataset, batches, workers=workers)) for workers in (0, 2))
     assert len(alone) == len(helped) == 9
@@ -155,7 +178,7 @@ def test_a_damaged_file_is_one_clear_line_with_workers_too(clips: pd.DataFrame, 
 
 @pytest.mark.parametrize(("length", "size"), [(10, 4), (8, 4), (3, 4), (1, 4), (7, 1)])
 def test_every_epoch_shows_every_row_and_fills_its_last_batch(length: int, size: int) -> None:
-    per_epoch = EpochBatches(length, size, seed=0, stream="video", stop=0).batches_per_epoch
+    per_epoch = batches_per_epoch(length, size)
     assert per_epoch == -(-length // size)
     batches = list(EpochBatches(length, size, seed=0, stream="video", stop=3 * per_epoch))
     assert len(batches) == 3 * per_epoch

@@ -122,30 +122,27 @@ def test_mini_is_the_set_that_was_asked_for() -> None:
     assert 8 <= sum(clip.width > clip.height for clip in clips) <= 10
     assert all((clip.keyframes - 1) * 5 / 30 >= 6.0 for clip in clips)
     assert all(clip.name.split("/")[0] == clip.scenario for clip in clips)
-    assert PRESETS["mini"].stills == 800
+    assert PRESETS["mini"].stills == 1600
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     keep = tmp_path / "out" / "mine.txt"
     keep.parent.mkdir()
     keep.write_text("mine")
     with pytest.raises(DataError, match="out: "):
-        generate(tmp_path / "out", preset="tiny", workers=1, overwrite=overwrite)
+        generate(tmp_path / "out", preset="tiny", workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert keep.read_text() == "mine"
 
 
-def test_an_older_set_is_replaced_only_when_told(tmp_path: Path) -> None:
+def test_an_older_set_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with atomic_folder(out) as fresh:
         (fresh / "old.txt").write_text("old")
-    with pytest.raises(DataError, match=r"out: exists and is not empty"):
+    with pytest.raises(DataError) as caught:
         generate(out, preset="tiny", workers=1)
+    assert str(caught.value) == f"{out}: exists and is not empty; expected a new folder"
     assert (out / "old.txt").exists()
-    generate(out, preset="tiny", workers=1, overwrite=True)
-    assert not (out / "old.txt").exists()
-    assert len(index_clips(out)) == 32
 
 
 @pytest.mark.parametrize("wrong", [{"preset": "huge"}, {"seed": -1}, {"workers": 0}])

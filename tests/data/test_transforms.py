@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdnet.data.transforms import Augmentation, normalise, resize_image, resize_mask, resize_probability
+from pdnet.data.transforms import Augmentation, normalise, resize_image, resize_mask
 
 NONE = Augmentation((0.0, 0.0, 0.0, 0.0), False, (1.0, 1.0, 1.0))
 
@@ -56,14 +56,6 @@ def test_mask_edges_are_soft_and_areas_kept() -> None:
     assert (soft[:, 15:] == 0).all()
     assert np.unique(soft).size > 2
     assert abs(soft.mean() / 255 - mask.mean()) < 0.01
-
-
-def test_resize_probability_keeps_corners_and_is_linear_between() -> None:
-    small = torch.tensor([[[[0.0, 1.0], [0.5, 0.25]]]])
-    grown = resize_probability(small, 5, 3)
-    assert grown.shape == (1, 1, 5, 3)
-    assert grown[0, 0, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0.0, 1.0, 0.5, 0.25]
-    assert grown[0, 0, 2, 1].item() == pytest.approx(small.mean().item())
 
 
 @pytest.mark.parametrize("size", [64, 48])

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pdnet.config import Config
 from pdnet.errors import DataError
 from pdnet.evaluation.charts import Line, line_chart, log_ticks, smooth, thin, ticks
 from pdnet.evaluation.overlays import (
@@ -29,6 +30,8 @@ from pdnet.evaluation.report import number, percent, points_apart, write_report
 from pdnet.evaluation.scoring import FIGURES
 from pdnet.files import read_json, write_json
 from pdnet.metrics import RegionContour, frame_scores, mean_of_sequences, statistics
+from pdnet.steps.lineage import RunRecord
+from pdnet.steps.report import _fits
 
 CLIPS = ("news/news_01", "lecture/lecture_01")
 WIDTH, HEIGHT, FRAMES, PARTS = 64, 48, 6, 3
@@ -191,7 +194,7 @@ class Run:
                 "all_frames": _figures(mean_of_sequences(whole)),
                 "baselines": baselines,
                 "speed": speed,
-                "parts": {"share": [0.5, 0.3, 0.2], "match": match} if self.ipda else None,
+                "parts": {"share": [0.5, 0.3, 0.2], "pixels": [0.6, 0.3, 0.1], "match": match} if self.ipda else None,
             },
         )
 
@@ -336,10 +339,10 @@ def test_parts(finished: tuple[Run, Page]) -> None:
     _, page = finished
     assert "No part is degenerate: each holds at least 3 % of the portrait." in page.text
     assert page.row("news_01") is not None
-    assert ["part 2", "", "30.0", ""] in page.tables[3]
+    assert ["part 2", "", "30.0", "30.0", ""] in page.tables[3]
     assert page.tables[4][1:] == [["part 1", "90.0", "10.0"], ["part 2", "20.0", "80.0"], ["part 3", "0.0", "100.0"]]
     assert "Purity 88.0 %" in page.text
-    assert "Calling all of it head, the commonest body part, would reach about 51 %." in page.text
+    assert "Calling all of it head, the commonest body part, would reach about 60 %." in page.text
     assert "Normalised mutual information 0.43" in page.text
     maps = page.pictures("Parts")
     assert maps[:4] == [f"Parts of frame {stem} of news_01" for stem in ("00000", "00010", "00015", "00025")]
@@ -347,11 +350,16 @@ def test_parts(finished: tuple[Run, Page]) -> None:
 
 
 def test_degenerate_part_is_flagged(run: Run) -> None:
-    run.change_scores(lambda scores: scores["parts"].update(share=[0.68, 0.30, 0.02], match=None))
+    # The third by its share, the second because another part is likelier everywhere.
+    shares = {"share": [0.68, 0.30, 0.02], "pixels": [0.89, 0.01, 0.1]}
+    run.change_scores(lambda scores: scores["parts"].update(**shares, match=None))
     page = run.report()
-    assert "Part 3 is degenerate: below 3 % of the portrait." in page.text
-    assert ["part 3", "", "2.0", "degenerate, below 3 %"] in page.tables[3]
-    assert ["part 2", "", "30.0", ""] in page.tables[3]
+    assert "Part 2 and part 3 are degenerate: below 3 % of the portrait." in page.text
+    assert page.tables[3][1:] == [
+        ["part 1", "", "68.0", "89.0", ""],
+        ["part 2", "", "30.0", "1.0", "degenerate, below 3 %"],
+        ["part 3", "", "2.0", "10.0", "degenerate, below 3 %"],
+    ]
     assert "Not measured: the data set has no true body parts" in page.text
 
 
@@ -533,3 +541,10 @@ def test_ticks() -> None:
     assert ticks(80, 100, 4) == [80, 85, 90, 95, 100]
     assert log_ticks(2.5e-6, 2.5e-3) == pytest.approx([1e-5, 1e-4, 1e-3])
     assert log_ticks(0.01, 0.05) == pytest.approx([0.01, 0.02, 0.05])
+
+
+def test_a_comparison_that_does_not_say_what_it_was_measured_on_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ablation.json").write_text("{}")
+    with pytest.raises(DataError, match=r"ablation\.json: lacks 'config_hash'; found nothing"):
+        _fits(tmp_path / "ablation.json", RunRecord("report", Config()))
+    assert not _fits(tmp_path / "none.json", RunRecord("report", Config()))

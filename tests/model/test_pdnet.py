@@ -11,7 +11,7 @@ from torch import nn
 
 from pdnet.errors import ConfigError
 from pdnet.inference.session import PortraitSession, prepare
-from pdnet.model import ModelConfig, PDNet, ReferenceFeatures
+from pdnet.model import ModelConfig, PDNet, ReferenceFeatures, resize
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +228,38 @@ def test_same_seed_same_network():
     assert not torch.equal(first["encoder.backbone.conv1.weight"], other["encoder.backbone.conv1.weight"])
 
 
-@torch.no_grad()
-def test_a_new_network_says_half_portrait():
+def test_layers_of_one_channel_are_not_initialised_as_heads():
+    def gain(layer: nn.Conv2d) -> float:
+        return float(layer.weight.detach().std() * layer.weight[0].numel() ** 0.5)
+
     torch.manual_seed(0)
-    network = PDNet(small_network().config).eval()
-    output, _ = network(images(2, 64, 64, seed=1), images(2, 64, 64, seed=2), auxiliary=True)
-    probability = output.logits.sigmoid()
-    assert 0.2 < probability.min() <= probability.max() < 0.8
-    assert (output.maps.saliency_logits.sigmoid() - 0.5).abs().max() < 0.3
-    assert (output.maps.part_logits.softmax(1) - 1 / 3).abs().max() < 0.3
+    narrow = PDNet(ModelConfig(backbone="resnet18", width=1, part_width=1, attention_width=1, parts=1))
+    layer = narrow.encoder.laterals[3][0]
+    assert layer.weight.shape == (1, 512, 1, 1)
+    assert gain(layer) == pytest.approx(2**0.5, rel=0.1)
+    wide = PDNet(ModelConfig(backbone="resnet18", width=64, part_width=64, attention_width=4, parts=2))
+    for head in (wide.head, *wide.encoder.heads, wide.ipda.saliency_head, wide.ipda.part_head):
+        assert gain(head) == pytest.approx(1, rel=0.15)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(5, 3), (2, 2)])
+def test_resize_keeps_corners_and_is_linear_between(size):
+    small = torch.tensor([[[[0.0, 1.0], [0.5, 0.25]]]])
+    grown = resize(small, size)
+    assert grown.shape == (1, 1, *size)
+    assert grown[0, 0, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0.0, 1.0, 0.5, 0.25]
+    assert grown.mean().item() == pytest.approx(small.mean().item())
+
+
+@torch.no_grad()
+def test_new_heads_are_undecided_and_say_both_yes_and_no():
+    """Neither sure of anything, nor so near 0 that a few steps give all their weights one sign."""
+    torch.manual_seed(0)
+    network = PDNet(ModelConfig(backbone="resnet18"))
+    heads = [network.head, *network.encoder.heads, network.ipda.saliency_head, network.ipda.part_head]
+    for head in heads:
+        fan_in = head.weight[0].numel()
+        assert head.weight.detach().std().item() == pytest.approx(fan_in**-0.5, rel=0.25)
+        assert 0.3 < (head.weight > 0).float().mean() < 0.7
+        assert not head.bias.any()

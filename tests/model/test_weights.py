@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import resource
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from small_networks import images, small_network
 
-from pdnet import weights
 from pdnet.errors import CheckpointError
 from pdnet.model import PDNet
 from pdnet.weights import load_model, model_facts, save_model
@@ -54,6 +55,19 @@ def test_round_trip_is_exact(network, model_file):
     with torch.no_grad():
         frames = images(1, 2, 64, 48)
         assert torch.equal(loaded(frames[:, 0], frames)[0].logits, network(frames[:, 0], frames)[0].logits)
+
+
+def test_others_may_read_it(model_file):
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(model_file.stat().st_mode) == 0o666 & ~umask
+
+
+def test_damaged_headers(network, tmp_path):
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    for text in ("no JSON", "[]", '{"format": "pdnet-model-1"}', '{"format": "pdnet-model-1", "architecture": 1}'):
+        save_file(state, tmp_path / "model.safetensors", metadata={"pdnet": text})
+        assert "pdnet" in refusal(tmp_path / "model.safetensors")
 
 
 def test_same_network_same_bytes(network, model_file, tmp_path):
@@ -133,13 +147,13 @@ def test_an_interrupted_save_leaves_what_was_there(existing, model_file, tmp_pat
     if existing:
         path.write_bytes(model_file.read_bytes())
 
-    def interrupted(state, fresh, metadata):
-        save_file(state, fresh, metadata=metadata)
-        fresh.write_bytes(fresh.read_bytes()[:1000])
+    def interrupted(fresh, content):
+        with fresh.open("wb") as file:
+            file.write(content[:1000])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "save_file", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_bytes", interrupted)
         save_model(path, small_network(seed=9))
     assert list(tmp_path.iterdir()) == ([path] if existing else [])
     if existing:

@@ -35,8 +35,8 @@ def write_finished_run(root: Path, *, train_steps: int = TRAIN_STEPS) -> dict[st
     folders = {name: root / name for name in ("pretrain", "train", "evaluation", "export", "report")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    for name in ("pretrain", "train", "evaluation"):
-        (folders[name] / "run.json").write_text(json.dumps(_run_facts(name)))
+    for name, folder in folders.items():
+        (folder / "run.json").write_text(json.dumps(_run_facts(name)))
     for name in ("pretrain", "train"):
         (folders[name] / "model.safetensors").write_bytes(b"weights of " + name.encode())
     _pretrain_log().to_parquet(folders["pretrain"] / "log.parquet")
@@ -106,6 +106,7 @@ def _write_evaluation(folder: Path, images: Path) -> None:
         for position in range(FRAMES_PER_CLIP):
             frame = f"{position:05d}"
             image = images / clip / f"{frame}.jpg"
+            annotation = images / clip / f"{frame}.png"
             mask = folder / "masks" / clip / f"{frame}.png"
             parts = folder / "parts" / clip / f"{frame}.png"
             for path in (image, mask, parts):
@@ -114,12 +115,15 @@ def _write_evaluation(folder: Path, images: Path) -> None:
             inside = np.zeros((48, 64), np.uint8)
             inside[10:40, 10 + position : 40 + position] = 1
             Image.fromarray(inside * 255).save(mask)
+            Image.fromarray(np.roll(inside, 6, axis=1) * 255).save(annotation)  # the prediction is 6 pixels off
             coarse = Image.fromarray(inside[::8, ::8] * (1 + position % PARTS)).convert("P")
             coarse.putpalette(palette)
             coarse.save(parts)
-            rows.append((clip, scenario, frame, position, score - 0.01 * position, score + 0.01, str(image)))
+            rows.append(
+                (clip, scenario, frame, position, score - 0.01 * position, score + 0.01, str(image), str(annotation))
+            )
         clips.append((clip, scenario, FRAMES_PER_CLIP, score, score, 1.0, 0.1, score, 1.0, float("nan")))
-    columns = ["clip", "scenario", "frame", "position", "j", "f", "image"]
+    columns = ["clip", "scenario", "frame", "position", "j", "f", "image", "mask"]
     frames = pd.DataFrame(rows, columns=columns)
     frames.loc[len(frames) - 1, "image"] = str(images / "gone.jpg")
     frames.to_parquet(folder / "frames.parquet")

@@ -37,6 +37,7 @@ from finished_run import (
 from PIL import Image
 
 from pdnet.errors import DataError, ExportError, TrackingError
+from pdnet.evaluation.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
 from pdnet.files import file_digest
 from pdnet.tracking import Registration, TrackingConfig, register_model
 from pdnet.tracking.record import MAX_PARAM, MAX_POINTS, Record, flatten, label, read_record
@@ -229,7 +230,7 @@ def test_figures_of_the_finished_model(registered: Registered) -> None:
         | {"parts/share_1": 0.5, "parts/share_2": 0.3, "parts/share_3": 0.2, "parts/purity": 0.7, "parts/nmi": 0.3}
         | {"onnx/jf_mean": 0.859, "onnx/torch_jf_mean": 0.86, "onnx/mask_agreement": 1.0}
         | {"onnx/max_probability_difference": 1e-5, "onnx/mean_probability_difference": 1e-7}
-        | {"seconds/pretrain": 12.5, "seconds/train": 12.5, "seconds/evaluate": 12.5}
+        | {f"seconds/{step}": 12.5 for step in ("pretrain", "train", "evaluate", "export_onnx", "report")}
     )
 
 
@@ -279,6 +280,8 @@ def test_files_are_kept(registered: Registered, tmp_path: Path) -> None:
         "lineage/pretrain/run.json",
         "lineage/train/run.json",
         "lineage/evaluate/run.json",
+        "lineage/export_onnx/run.json",
+        "lineage/report/run.json",
     }
     assert yaml.safe_load((kept / "params.yaml").read_text()) == CONFIG
     assert (kept / "weights/model.safetensors").read_bytes() == b"weights of train"
@@ -618,7 +621,9 @@ def test_a_model_without_parts_and_a_run_without_report_or_images(own: dict[str,
         "evaluation/clips.parquet",
         "export/pdnet.onnx",
         "export/parity.json",
+        "export/run.json",
         "report/index.html",
+        "report/run.json",
     ],
 )
 def test_a_missing_file_is_named(own: dict[str, Path], missing: str) -> None:
@@ -637,17 +642,37 @@ def test_an_onnx_file_that_is_not_the_compared_one_is_refused(own: dict[str, Pat
 
 
 def test_a_foreign_scores_file_is_refused(own: dict[str, Path]) -> None:
-    (own["evaluation"] / "scores.json").write_text('{"protocol": "mvps"}')
-    with pytest.raises(DataError, match=r"jf_mean|speed"):
+    path = own["evaluation"] / "scores.json"
+    whole = json.loads(path.read_text())
+    path.write_text('{"protocol": "mvps"}')
+    with pytest.raises(DataError, match=r"scores\.json: lacks 'jf_mean'; found protocol"):
+        record_of(own)
+    path.write_text(json.dumps(whole | {"j": {"mean": 0.85}}))
+    with pytest.raises(DataError, match=r"scores\.json: not what the evaluation writes \(KeyError\('recall'\)\)"):
+        record_of(own)
+
+
+@pytest.mark.parametrize("name", ["train/run.json", "export/run.json", "export/parity.json"])
+def test_an_empty_object_is_refused(own: dict[str, Path], name: str) -> None:
+    path = own["train"].parent / name
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"lacks '(started|sha256)'; found nothing") as caught:
+        record_of(own)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_damaged_table_of_clips_is_refused(own: dict[str, Path]) -> None:
+    (own["evaluation"] / "clips.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match=r"clips\.parquet: cannot be read as a Parquet table"):
         record_of(own)
 
 
 def test_a_foreign_log_is_refused(own: dict[str, Path]) -> None:
     pd.DataFrame({"step": [1]}).to_parquet(own["train"] / "log.parquet")
-    with pytest.raises(DataError, match=r"log\.parquet: .*no column loss, phase, seconds"):
+    with pytest.raises(DataError, match=r"log\.parquet: lacks the columns phase, loss, seconds; found step"):
         record_of(own)
     (own["train"] / "log.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(DataError, match=r"log\.parquet: cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"log\.parquet: cannot be read as a Parquet table"):
         record_of(own)
 
 
@@ -669,9 +694,37 @@ def test_samples_run_from_worst_to_best_and_show_what_there_is(own: dict[str, Pa
     assert all(Image.open(path).height == 360 for path in written)
     worst, best = written[0].name, written[-1].name
     assert worst == "1_jf0.390_dance_clip 3_00003.png"
-    assert panels[worst] == 2  # its image is gone: mask and parts
-    assert panels[best] == 2  # no parts: image and mask
+    assert panels[worst] == 2  # its image is gone: prediction and parts
+    assert panels[best] == 2  # no parts: image and prediction
     assert panels[next(name for name in panels if "clip_2" in name)] == 3
+
+
+def shares(path: Path, panel: int, *colours: tuple[int, int, int]) -> list[float]:
+    """Of each colour, the share of a panel's pixels whose hue is near to it."""
+    pixels = np.asarray(Image.open(path), np.float64)[:, panel * 486 : panel * 486 + 480].reshape(-1, 3)
+    pixels = pixels - pixels.mean(axis=1, keepdims=True)
+    found = []
+    for colour in colours:
+        hue = np.array(colour) - np.mean(colour)
+        length = np.linalg.norm(pixels, axis=1)
+        near = pixels @ hue > 0.95 * np.linalg.norm(hue) * length
+        found.append(float((near & (length > 30)).mean()))
+    return found
+
+
+def test_samples_show_frame_mistakes_and_parts(own: dict[str, Path], tmp_path: Path) -> None:
+    path = next(path for path in write_samples(own["evaluation"], tmp_path) if "clip_2" in path.name)
+    position = int(path.stem[-1])
+    wrong = (FALSE_POSITIVE_COLOUR, FALSE_NEGATIVE_COLOUR)
+    strip = 6 * 30 / (48 * 64)  # what the prediction, 6 pixels off, has too much and too little
+    found = shares(path, 1, *wrong)
+    assert found[0] == pytest.approx(strip, rel=0.4)
+    assert found[1] == pytest.approx(strip, rel=0.4)
+    assert 0.1 < shares(path, 2, part_colours(PARTS)[position % PARTS])[0] < 0.5  # its only part
+    frames = pd.read_parquet(own["evaluation"] / "frames.parquet")
+    frames.drop(columns="mask").to_parquet(own["evaluation"] / "frames.parquet")
+    write_samples(own["evaluation"], tmp_path)
+    assert shares(path, 1, *wrong) == [0, 0]  # nothing to compare with
 
 
 def test_few_frames_are_all_shown(own: dict[str, Path], tmp_path: Path) -> None:
@@ -684,4 +737,15 @@ def test_few_frames_are_all_shown(own: dict[str, Path], tmp_path: Path) -> None:
 def test_a_missing_mask_is_named(own: dict[str, Path], tmp_path: Path) -> None:
     shutil.rmtree(own["evaluation"] / "masks")
     with pytest.raises(DataError, match=r"masks/.*\.png: no such file"):
+        write_samples(own["evaluation"], tmp_path)
+
+
+def test_a_mask_of_another_size_and_a_damaged_table_are_named(own: dict[str, Path], tmp_path: Path) -> None:
+    path = own["evaluation"] / "masks" / "talk" / "clip_1" / "00000.png"
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(path)
+    with pytest.raises(DataError) as caught:
+        write_samples(own["evaluation"], tmp_path)
+    assert str(caught.value) == f"{path}: the prediction is 9x8, expected 64x48, the size of its frame"
+    (own["evaluation"] / "frames.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match=r"frames\.parquet: cannot be read as a Parquet table"):
         write_samples(own["evaluation"], tmp_path)

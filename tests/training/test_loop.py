@@ -86,7 +86,7 @@ def videos(portraits: Path) -> PairDataset:
 
 @pytest.fixture(scope="module")
 def images(portraits: Path) -> StillDataset:
-    return StillDataset(index_stills(portraits / "Stills"), size=SIZE, seed=0, cache_mb=64)
+    return StillDataset(index_stills(portraits / "Stills"), size=SIZE, seed=0, stream="image", cache_mb=64)
 
 
 def test_image_iterations_move_the_backbone_alone_and_video_iterations_both(
@@ -210,7 +210,7 @@ def test_a_stream_without_frames_is_an_error(portraits: Path, images: StillDatas
     nothing = PairDataset(index_clips(portraits, splits=("train",)).iloc[:0], size=SIZE, seed=0)
     with pytest.raises(DataError, match="the video stream has no frames"):
         loop.train(make_task(), nothing, images, TRAIN, seed=0)
-    no_stills = StillDataset(pd.DataFrame({"image": [], "mask": []}), size=SIZE, seed=0)
+    no_stills = StillDataset(pd.DataFrame({"image": [], "mask": []}), size=SIZE, seed=0, stream="image")
     with pytest.raises(DataError, match="the image stream has no frames"):
         loop.train(make_task(), videos, no_stills, TRAIN, seed=0)
 
@@ -250,7 +250,7 @@ def test_training_learns(portraits: Path) -> None:
     """Three frames and two images, seen over and over: the loss of the final output falls to a fraction."""
     frames = index_clips(portraits, splits=("train",)).iloc[:3]
     videos = PairDataset(frames, size=SIZE, seed=0, cache_mb=64)
-    images = StillDataset(index_stills(portraits / "Stills").iloc[:2], size=SIZE, seed=0, cache_mb=64)
+    images = StillDataset(index_stills(portraits / "Stills").iloc[:2], size=SIZE, seed=0, stream="image", cache_mb=64)
     config = replace(
         TRAIN, epochs=16, batch_size=3, image_batch_size=2, image_backbone_lr=1e-2, video_backbone_lr=5e-3,
         video_rest_lr=2e-2, weight_decay=5e-4, late_factor=1.0,

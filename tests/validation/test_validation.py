@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,8 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pdnet.config import Config
 from pdnet.data.index import STILL_COLUMNS, index_clips, index_stills
-from pdnet.errors import ConfigError, DataError
+from pdnet.errors import ConfigError, DataError, ValidationError
+from pdnet.steps import validate
 from pdnet.validation import (
     ValidationConfig,
     ValidationResult,
@@ -86,7 +89,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def _tables(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return frame_table(index_clips(root)), still_table(index_stills(root / "Stills"))
+    """As the step reads them: half pairs too."""
+    frames, stills = index_clips(root, complete=False), index_stills(root / "Stills", complete=False)
+    return frame_table(frames), still_table(stills)
 
 
 def _validate(root: Path, config: ValidationConfig = CONFIG) -> ValidationResult:
@@ -152,10 +157,9 @@ def _make_faulty(root: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     names = [path.stem for path in sorted((root / "Stills/Images").iterdir())]
     (root / "Stills/train.txt").write_text("\n".join([*names, "b"]) + "\n")
 
-    index = index_clips(root)
     _image(root, "x/vanished", "00005").unlink()
     _annotation(root, "x/vanished", "00010").unlink()
-    return frame_table(index), still_table(index_stills(root / "Stills"))
+    return _tables(root)
 
 
 #: What is said of every fault, without what Pillow says of a damaged file.
@@ -324,13 +328,46 @@ def test_empty_splits_and_no_stills(root: Path, tmp_path: Path) -> None:
     write_report(result, tmp_path / "report")  # of nothing at all
 
 
-def test_half_pairs_and_double_stems_are_the_index_own_errors(root: Path) -> None:
+def test_every_missing_file_is_named_in_one_go(root: Path) -> None:
+    images = [_image(root, "news/anchor", "00000"), _image(root, "interview/duo", "00010")]
+    masks = [_annotation(root, "news/anchor", "00005"), _annotation(root, "news/anchor", "00015")]
+    stills = [root / "Stills/Images/a.jpg", root / "Stills/Labels/c.png"]
+    (root / "Stills/Images/a.png").unlink()
+    for path in [*images, *masks, stills[1]]:
+        path.unlink()
+    assert _broken(_validate(root)) == {
+        "frames: image decodes": [f"{path}: no such file, expected an image that decodes" for path in images],
+        "frames: mask decodes": [f"{path}: no such file, expected a mask that decodes" for path in masks],
+        "stills: image decodes": [f"{stills[0]}: no such file, expected an image that decodes"],
+        "stills: mask decodes": [f"{stills[1]}: no such file, expected a mask that decodes"],
+    }
+
+
+def test_the_step_names_missing_files_in_its_report(root: Path, tmp_path: Path) -> None:
     _annotation(root, "news/anchor", "00005").unlink()
-    with pytest.raises(DataError, match=r"news/anchor: 1 of 4 images have no mask, first: 00005"):
-        index_clips(root)
+    _image(root, "interview/duo", "00000").unlink()
+    out = tmp_path / "validation"
+    with pytest.raises(ValidationError, match=r"2 of .* rules broken, first: rule 'image decodes' broken by 1 of 12"):
+        validate(videos=root, images=root / "Stills", out=out, config=Config(validation=CONFIG))
+    failures = "\n".join(json.loads((out / "summary.json").read_text())["failures"])
+    assert f"{_annotation(root, 'news/anchor', '00005')}: no such file" in failures
+    assert f"{_image(root, 'interview/duo', '00000')}: no such file" in failures
+
+
+def test_a_clip_without_images_is_named_image_by_image(root: Path) -> None:
+    shutil.rmtree(root / "Keyframes/480p/news")
+    result = _validate(root)
+    assert list(_broken(result)) == ["frames: image decodes"]
+    assert len(_broken(result)["frames: image decodes"]) == len(STEMS)
+
+
+def test_double_stems_and_clips_without_any_file_are_the_index_own_errors(root: Path) -> None:
+    _list(root, "news/nothing", "train")
+    with pytest.raises(DataError, match=r"ImageSets: names clips without a file in .*: news/nothing$"):
+        _validate(root)
     _save(_image(root, "news/anchor", "00005").with_suffix(".png"), _pixels(1))
     with pytest.raises(DataError, match=r"two images of one name: 00005\.jpg and 00005\.png"):
-        index_clips(root)
+        _validate(root)
 
 
 class _Page(HTMLParser):
@@ -458,4 +495,4 @@ def test_real_clips_and_stills() -> None:
     as_paper = ValidationConfig()
     result = validate_tables(frames, clip_table(frames, as_paper), stills, as_paper)
     broken = [outcome.rule.name for outcome in result.outcomes if not outcome.passed]
-    assert broken == ["clip is long enough", "keyframes are evenly spaced"]
+    assert broken == ["clip is long enough", "keyframe interval"]

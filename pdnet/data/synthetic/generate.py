@@ -49,7 +49,7 @@ class Preset:
     long_side: int = 854
     short_side: int = 480
     keyframes: int = 37
-    stills: int = 800
+    stills: int = 1600
     still_side: int = 420
 
 
@@ -92,7 +92,6 @@ def generate(
     preset: str = "mini",
     seed: int = 0,
     workers: int | None = None,
-    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Draw a data set in the MVPS layout from nothing but code; equal presets and seeds give equal bytes.
@@ -103,16 +102,15 @@ def generate(
         dataset.json                                what this is: preset, seed, version, names of parts
 
     Args:
-        out: folder to make; written whole or not at all.
+        out: folder to make, new or empty; written whole or not at all.
         preset: a name in PRESETS.
         seed: any non-negative integer.
         workers: processes; None takes one for each processor this process may use.
-        overwrite: replace a folder that is not empty.
         progress: called with (pictures done, pictures in all).
 
     Raises:
         ConfigError: the preset is unknown or a number is out of range.
-        DataError: `out` is not empty and `overwrite` is false.
+        DataError: `out` is a file, or a folder that is not empty.
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset '{preset}' is unknown; expected one of {', '.join(PRESETS)}")
@@ -121,8 +119,8 @@ def generate(
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; expected 1 or more")
     out = Path(out)
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not empty; expected a new folder (or ask to overwrite it)")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not empty; expected a new folder")
     size = PRESETS[preset]
     clips = plan_clips(size)
     workers = workers or _processors()
