@@ -27,9 +27,10 @@ setup: .venv/installed ## create .venv and install requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+# Without a terminal to ask, `dvc commit` takes into the cache what data.dvc names, and refuses anything else.
 data: setup ## make the synthetic data set where there is none, and check it against data.dvc
 	@test -e data/mvps || pdnet data synth --out data/mvps --preset mini --seed 0
-	@dvc status --quiet data.dvc || { \
+	@dvc commit --quiet data.dvc </dev/null || { \
 	  echo "data/ is not the version that data.dvc names; 'dvc add data' records it as a new one" >&2; exit 2; }
 
 demo: data ## from nothing to a trained, evaluated, exported, registered model
