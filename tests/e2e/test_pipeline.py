@@ -50,6 +50,7 @@ class Workspace:
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.root / 'mlflow.db'}",
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
             "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": "1",  # on a busy machine two threads that wait for each other take fifty times as long
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
         }
