@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Before torch is imported: two threads are enough for pictures this small, here and in the commands that tests start.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before torch is imported. One thread is enough for pictures this small, here and in the commands that tests start;
+# several wait for each other for long where other work keeps the cores busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
