@@ -439,6 +439,14 @@ def test_a_mask_of_another_size(fails, project, step):
     assert tree(project.root) == before
 
 
+def test_an_evaluation_of_other_data_is_no_measure(fails, project):
+    record = {"step": "evaluate", "data": {"videos": {"path": "elsewhere", "md5": "0" * 32}}, "parents": {}}
+    (project.root / "evaluation" / "run.json").write_text(json.dumps(record))
+    line = fails(*project.command("export-onnx"))
+    assert line.startswith(f"{project.root / 'evaluation'}: scored on other data than ")
+    assert not project.out.exists()
+
+
 def test_validation_names_the_broken_rule_and_writes_its_findings(fails, project):
     pytest.importorskip("great_expectations")
     truncate(project.frame)

@@ -12,7 +12,7 @@ from pdnet import __version__
 from pdnet.config import Config
 from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
-from pdnet.errors import ExportError
+from pdnet.errors import DataError, ExportError
 from pdnet.evaluation.evaluate import clips_of, score_clips
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PairGraph, export_pair
@@ -34,11 +34,15 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
         config: `export`, `evaluation`, `data`.
 
     Raises:
+        DataError: a frame cannot be read, or `evaluation` is of other data.
         ExportError: the graph cannot be written, or differs from the network by more than `export` allows.
         CheckpointError: the model file is damaged or of another architecture.
     """
     frames = index_clips(videos, resolution=config.data.resolution, splits=("val",))
     record = RunRecord("export_onnx", config, parents=(model, evaluation), data={"videos": videos})
+    evaluated = record.facts["parents"].get("evaluate", {}).get("data", {}).get("videos", {}).get("md5")
+    if evaluated not in (None, record.facts["data"]["videos"]["md5"]):
+        raise DataError(f"{evaluation}: scored on other data than {videos}; its J&F says nothing about this file")
     network = load_model(model / "model.safetensors", expected=config.model)
     with atomic_folder(out) as folder:
         path = folder / "pdnet.onnx"
