@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pandas as pd
@@ -25,7 +26,7 @@ def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: 
         One row an iteration: step, epoch, phase (`pretrain`), loss, lr_encoder, seconds.
 
     Raises:
-        TrainingError: the loss is no longer a number.
+        TrainingError: the loss is no longer a number, or the device's memory is not enough.
     """
     parameters = list(task.network.encoder.parameters())
     optimiser = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
@@ -38,9 +39,10 @@ def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: 
     stream = loader(images, batches, workers=workers)
     for (index, batch), progress in track_with_note(enumerate(stream), "pretrain", steps):
         rate = config.lr * warmup_poly(index, steps, config.poly_power, config.warmup)
-        loss = task.pretrain(cast(Stills, _to_device(batch, task)))
-        _check_finite(loss, index)
-        _descend(loss, {"encoder": optimiser}, {"encoder": rate}, clip=None)
+        with _memory_enough("pretrain", index):
+            loss = task.pretrain(cast(Stills, _to_device(batch, task)))
+            _check_finite(loss, index)
+            _descend(loss, {"encoder": optimiser}, {"encoder": rate}, clip=None)
         rows.append(
             {
                 "step": index,
@@ -65,7 +67,7 @@ def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainCo
         for the loader), seconds (since the start).
 
     Raises:
-        TrainingError: the loss is no longer a number.
+        TrainingError: the loss is no longer a number, or the device's memory is not enough.
     """
     schedule = Schedule(config, batches_per_epoch(len(videos), config.batch_size))
     stops = {"video": config.epochs * schedule.video_batches, "image": config.epochs * schedule.image_batches}
@@ -92,9 +94,10 @@ def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainCo
         for name, group in groups.items():  # a frozen group costs no gradient and keeps its momentum as it is
             for parameter in group:
                 parameter.requires_grad_(step.rates[name] > 0)
-        loss = iterations[step.phase](batch)
-        _check_finite(loss.total, index)
-        _descend(loss.total, optimisers, step.rates, clip=config.clip_grad_norm)
+        with _memory_enough("train", index):
+            loss = iterations[step.phase](batch)
+            _check_finite(loss.total, index)
+            _descend(loss.total, optimisers, step.rates, clip=config.clip_grad_norm)
         rows.append(
             {"step": index, "epoch": step.epoch, "phase": step.phase, "loss": loss.total.item()}
             | {name: term.item() for name, term in loss.terms.items()}
@@ -130,6 +133,16 @@ def _descend(
         if clip is not None:
             nn.utils.clip_grad_norm_(group["params"], clip)
         optimiser.step()
+
+
+@contextmanager
+def _memory_enough(section: str, index: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            f"the device has not enough memory for step {index}; a smaller {section}.batch_size or {section}.size helps"
+        ) from None
 
 
 def _check_finite(loss: Tensor, index: int) -> None:

@@ -283,3 +283,14 @@ def test_batches_of_the_log_are_those_of_the_schedule(videos: PairDataset, image
         size = config.batch_size if step.phase == "video" else config.image_batch_size
         (keys,) = EpochBatches(len(dataset), size, seed=3, stream=step.phase, start=step.batch, stop=step.batch + 1)
         assert torch.equal(seen[step.phase][step.batch], torch.stack([dataset[key][0] for key in keys]))
+
+
+def test_memory_that_is_not_enough_is_said_with_a_remedy(videos: PairDataset, images: StillDataset) -> None:
+    class LargeTask(Task):
+        def video(self, batch: Pairs) -> Loss:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(
+        TrainingError, match=r"not enough memory for step 1; a smaller train\.batch_size or train\.size"
+    ):
+        loop.train(make_task(LargeTask), videos, images, TRAIN, seed=0)
