@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -654,6 +655,27 @@ def test_score_of_the_masks_themselves(prints, masks):
     text = prints("score", "--predictions", masks[1], "--annotations", masks[1])
     (row,) = (line for line in text.splitlines() if line.startswith("talk/a"))
     assert row.split()[1:] == ["3", "100.0", "100.0", "100.0", "0.0", "100.0", "100.0", "0.0"]
+
+
+def test_a_terminal_shows_one_bar_that_fills(masks):
+    reader, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    command = [sys.executable, "-m", "pdnet", "score", "--predictions", masks[0], "--annotations", masks[1]]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with (
+        contextlib.suppress(OSError),
+        os.fdopen(reader, "rb", buffering=0) as stream,
+    ):  # the end of a terminal is an error
+        while part := stream.read(4096):
+            shown += part
+    assert b"talk/a" in run.stdout
+    (line,) = (line for line in shown.decode().split("\n") if line.strip())  # drawn again and again in one place
+    first, *_, last = (state for state in line.split("\r") if state.strip())
+    assert first.startswith("score:   0%")
+    assert last.startswith("score: 100%")
+    assert " 5/5 " in last
 
 
 def test_score_of_probabilities_needs_a_threshold(fails, prints, masks, tmp_path):

@@ -28,7 +28,6 @@ class Session(Protocol):
 
     def step(self, frame: UInt8Array) -> Prediction:
         """Segment one frame, (H, W, 3) uint8 RGB."""
-        ...
 
 
 OpenClip = Callable[[UInt8Array], Session]
