@@ -208,8 +208,8 @@ class PDNet(nn.Module):
     def _initialise(self) -> None:
         """He initialisation outside the backbone (which has torchvision's), without its gain in the prediction heads.
 
-        Paper silent. A head must not start near 0: where the background rules, its first steps then make every weight
-        negative, and the features that stand for the portrait die under their ReLU.
+        Paper silent. Heads that start near 0 end with nearly all weights negative where the background rules; what that
+        costs is not settled (ADR 11).
         """
         inside = set(self.encoder.backbone.modules())
         heads: set[nn.Module] = {self.head, *self.encoder.heads}

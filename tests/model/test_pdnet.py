@@ -254,7 +254,7 @@ def test_resize_keeps_corners_and_is_linear_between(size):
 
 @torch.no_grad()
 def test_new_heads_are_undecided_and_say_both_yes_and_no():
-    """Neither sure of anything, nor so near 0 that a few steps give all their weights one sign."""
+    """Neither sure of anything, nor so near 0 that the first steps decide the sign of every weight."""
     torch.manual_seed(0)
     network = PDNet(ModelConfig(backbone="resnet18"))
     heads = [network.head, *network.encoder.heads, network.ipda.saliency_head, network.ipda.part_head]
