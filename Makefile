@@ -12,10 +12,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo repro ui ablation test test-all lint format lock clean
+.PHONY: help setup data demo repro ui ablation test test-all test-containers images images-base sbom lint format lock golden clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/installed ## create .venv and install requirements.lock
 
@@ -46,11 +46,24 @@ ui: setup ## MLflow's page on http://127.0.0.1:5000
 ablation: data ## the same recipe without IPDA; the next report compares the two
 	@python benchmarks/ablation_ipda.py
 
-test: setup ## unit, golden, contract and integration tests, and one tiny end-to-end run
-	@python -m pytest -m "not slow"
+test: setup ## unit, golden, contract and integration tests, and tiny end-to-end runs
+	@python -m pytest -m "not slow and not containers"
 
 test-all: setup ## the same with the slow ones
-	@python -m pytest
+	@python -m pytest -m "not containers"
+
+test-containers: setup ## the pipeline in containers of the real image; starts Docker where it does not run
+	@tests/containers.sh
+
+images: ## build the container images; variables: infra/images/README.md
+	@infra/images/build.sh
+	@infra/images/build.sh sbom
+
+images-base: ## a stand-in for the images' base where no registry can be reached
+	@infra/images/base.sh
+
+sbom: ## the images' bills of materials alone
+	@infra/images/build.sh sbom
 
 lint: setup ## ruff, mypy --strict, the import contract
 	@ruff check .
@@ -67,6 +80,9 @@ format: setup ## put the code into its standard form
 lock: setup ## resolve pyproject.toml into requirements.lock again
 	@printf 'torch==2.14.1\ntorchvision==0.29.1\nnumpy==2.4.6\n' | uv pip compile --quiet --universal --no-annotate \
 	  --no-header --python-version 3.11 --extra pipeline --extra dev --constraint - pyproject.toml -o requirements.lock
+
+golden: setup ## compile the Kubeflow pipeline into the file that the tests compare it with
+	@kfp dsl compile --py pipelines/pdnet.py --output tests/kubeflow/golden/pdnet.yaml
 
 clean: ## remove what the pipeline made (not data/, not the MLflow record)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,7 +12,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,27 +25,32 @@ Command = Callable[[argparse.Namespace], None]
 #: The pipeline's commands, for the list that `pdnet --help` prints without importing what they need.
 STEPS = {
     "data synth": "draw a synthetic data set",
+    "data pull": "bring a version of the data set from the DVC remote",
     "validate": "check the data against the rules that training relies on",
     "pretrain": "train the encoder on single images",
     "train": "train the network on images and video in turn",
     "evaluate": "segment and score the validation clips",
     "export-onnx": "write the network as ONNX and score it again",
+    "export-tensorrt": "build a TensorRT engine from the ONNX file and score it again",
     "report": "write the report, one HTML page",
-    "register": "record run and model in MLflow",
+    "register": "record run and model in MLflow, and promote it where the policy allows",
+    "outcome": "record a failed pipeline run in MLflow",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (2 wrong input, 3 refused, 4 not available here)."""
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("-")]
-    arguments = build_parser(" ".join(words[:2]) + " ").parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    words = [word for word in given if not word.startswith("-")]
     try:
+        if given[:1] == ["run"]:  # has a parser of its own, which needs Kubeflow's SDK
+            from pdnet.kfp_command import run
+
+            return run(given[1:], definition=Path("pipelines/pdnet.py"), prog="pdnet")
+        arguments = build_parser(" ".join(words[:2]) + " ").parse_args(given)
         with show_progress():
-            arguments.run(arguments)
+            arguments.execute(arguments)
         sys.stdout.flush()
-    except PDNetError as error:
-        sys.stderr.write(f"pdnet: error: {error}\n")
-        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("pdnet: interrupted\n")
         return 130
@@ -53,17 +58,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away; nobody is left to tell. Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "pdnet"):
+    except Exception as error:
+        if (known := explain(error)) is None:
             raise
-        remedy = "try: pip install 'pdnet[pipeline]'"
-        sys.stderr.write(f"pdnet: error: the package '{package}' is not installed; {remedy}\n")
-        return UnavailableError.exit_code
-    except OSError as error:  # a full disk, a folder that may not be read
-        sys.stderr.write(f"pdnet: error: {error}\n")
-        return PDNetError.exit_code
+        sys.stderr.write(f"pdnet: error: {known.line}\n")
+        return known.exit_code
     return 0
+
+
+class Explanation(NamedTuple):
+    """A failure as a user sees it."""
+
+    line: str
+    exit_code: int
+
+
+def explain(error: Exception) -> Explanation | None:
+    """A failure that a user can act on; None for a defect of ours."""
+    if isinstance(error, PDNetError):
+        return Explanation(str(error), error.exit_code)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        remedy = "try: pip install 'pdnet[pipeline]'"
+        line = f"the package '{package}' is not installed; {remedy}"
+        return None if package in ("", "pdnet") else Explanation(line, UnavailableError.exit_code)
+    if isinstance(error, OSError):  # a full disk, a folder that may not be read
+        return Explanation(str(error), PDNetError.exit_code)
+    return None
 
 
 @contextlib.contextmanager
@@ -95,10 +116,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="make data sets").add_subparsers(metavar="COMMAND", required=True)
     for name, help_text in STEPS.items():
-        group, step = (data, "data") if name == "data synth" else (commands, name.replace("-", "_"))
-        parser_of_step = group.add_parser(name.removeprefix("data "), help=help_text)
+        group, word = (data, name.removeprefix("data ")) if name.startswith("data ") else (commands, name)
+        parser_of_step = group.add_parser(word, help=help_text)
         if command is None or command.startswith(f"{name} "):
-            _add_options(parser_of_step, step)
+            _add_options(parser_of_step, step_of(name))
 
     score = commands.add_parser(
         "score", help="score any method's masks: J, F, recall, decay", description=_score.__doc__
@@ -115,7 +136,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         "--threshold", type=int, metavar="T", help="portrait where a grey value is at least T, for probability maps"
     )
     score.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
-    score.set_defaults(run=_score)
+    score.set_defaults(execute=_score)
 
     predict = commands.add_parser("predict", help="segment a folder of frames", description=_predict.__doc__)
     predict.add_argument("frames", type=Path, metavar="FRAMES", help="folder of frames in order of name")
@@ -128,7 +149,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         help="trained model (default: build/train/model.safetensors)",
     )
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(execute=_predict)
 
     released = commands.add_parser(
         "import-checkpoint",
@@ -137,7 +158,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     released.add_argument("released", type=Path, metavar="RELEASED.pth", help="the authors' checkpoint")
     released.add_argument("out", type=Path, metavar="OUT", help="model file to write (.safetensors), for `predict`")
-    released.set_defaults(run=_import_checkpoint)
+    released.set_defaults(execute=_import_checkpoint)
+
+    commands.add_parser("run", help="run the pipeline as Kubeflow tasks: processes, containers or pods")
 
     summary = commands.add_parser(
         "summary", help="print the scores of the last pipeline run", description=_summary.__doc__
@@ -145,14 +168,19 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     summary.add_argument(
         "--build", type=Path, default=Path("build"), metavar="DIR", help="the pipeline's results (default: build)"
     )
-    summary.set_defaults(run=_summary)
+    summary.set_defaults(execute=_summary)
 
     config = commands.add_parser("config", help="look at the configuration")
     config_commands = config.add_subparsers(metavar="COMMAND", required=True)
     show = config_commands.add_parser("show", help="print the resolved configuration", description=_config_show.__doc__)
     _add_params(show)
-    show.set_defaults(run=_config_show)
+    show.set_defaults(execute=_config_show)
     return parser
+
+
+def step_of(command: str) -> str:
+    """The function in `pdnet.steps` that a command of `STEPS` runs."""
+    return {"data synth": "synthesise", "data pull": "data"}.get(command, command.replace("-", "_"))
 
 
 def _add_options(parser: argparse.ArgumentParser, step: str) -> None:
@@ -170,13 +198,18 @@ def _add_options(parser: argparse.ArgumentParser, step: str) -> None:
         parser.add_argument(
             f"--{key.replace('_', '-')}",
             dest=key,
-            type=hints[key],
+            type=(kind := _plain(hints[key])),
             required=required,
             default=None if required else parameter.default,
-            metavar={Path: "PATH", int: "N"}.get(hints[key], "TEXT"),
-            help=helps[key] + ("" if required else f" (default: {parameter.default})"),
+            metavar={Path: "PATH", int: "N"}.get(kind, "TEXT"),
+            help=helps[key] + (f" (default: {parameter.default})" if parameter.default and not required else ""),
         )
-    parser.set_defaults(run=_run_step(function))
+    parser.set_defaults(execute=_run_step(function))
+
+
+def _plain(hint: Any) -> Any:
+    """`Path` of `Path | None`: the type of what is typed."""
+    return next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
 
 
 def _run_step(function: Callable[..., None]) -> Command:

@@ -85,13 +85,7 @@ def load_config(path: Path) -> Config:
         ConfigError: the file is missing or no YAML, or holds a key twice, or a key or value that `Config` does not
             know.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected the parameters as YAML") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    return parse_config(text, source=str(path))
+    return load_yaml(Config, path, what="the parameters")
 
 
 def parse_config(text: str, *, source: str = "params") -> Config:
@@ -99,6 +93,30 @@ def parse_config(text: str, *, source: str = "params") -> Config:
 
     Raises:
         ConfigError: no YAML, a key twice, or a key or value that `Config` does not know.
+    """
+    return parse_yaml(Config, text, source=source)
+
+
+def load_yaml(kind: type[T], path: Path, *, what: str) -> T:
+    """Read a YAML file as the dataclass `kind`; `what` says in errors what it should hold.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or holds a key twice, or a key or value that `kind` does not know.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected {what} as YAML") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return parse_yaml(kind, text, source=str(path))
+
+
+def parse_yaml(kind: type[T], text: str, *, source: str) -> T:
+    """Read YAML text as the dataclass `kind`; `source` names it in errors.
+
+    Raises:
+        ConfigError: no YAML, a key twice, or a key or value that `kind` does not know.
     """
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
@@ -109,7 +127,7 @@ def parse_config(text: str, *, source: str = "params") -> Config:
         where = f" at line {mark.line + 1}" if mark else ""
         reason = str(getattr(error, "problem", error)).splitlines()[0]
         raise ConfigError(f"{source}: not YAML{where}: {reason}") from None
-    return from_mapping(Config, {} if content is None else content, source=source)
+    return from_mapping(kind, {} if content is None else content, source=source)
 
 
 def from_mapping(kind: type[T], content: Any, *, source: str, key: str = "") -> T:

@@ -245,7 +245,18 @@ def test_help(command, capsys):
 
 def test_the_commands():
     top = {path[0] for path in ALL_COMMANDS if path}
-    assert top == {*STEPS, "data", "score", "predict", "import-checkpoint", "summary", "config"}
+    assert top == {
+        *STEPS,
+        "export-tensorrt",
+        "outcome",
+        "data",
+        "run",
+        "score",
+        "predict",
+        "import-checkpoint",
+        "summary",
+        "config",
+    }
 
 
 # --- the configuration

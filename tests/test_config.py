@@ -242,6 +242,7 @@ def test_hash_changes_with_every_leaf_and_with_nothing_else() -> None:
         ("train", "precision"): "fp32",
         ("train", "clip_grad_norm"): 1.0,
         ("evaluation", "protocol"): "all-frames",
+        ("export", "tensorrt_precision"): "tf32",
     }
     paths = [path for path, _ in leaves(base)]
     for path, value in leaves(base):

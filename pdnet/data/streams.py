@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -143,13 +144,29 @@ class EpochBatches(Sampler[list[Key]]):
         stream: keeps the two streams' permutations apart.
         start: the first batch to give, counted from the start of training (resuming).
         stop: the batch to stop before.
+        rank: which of the equal slices of each batch to give, from 0.
+        processes: into how many slices a batch is cut; they divide `batch_size`.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, stream: str, start: int = 0, stop: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        stream: str,
+        start: int = 0,
+        stop: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         if length == 0:
             raise DataError(f"the {stream} stream has no frames to train on")
+        assert batch_size % processes == 0
         self.length, self.batch_size, self.seed, self.stream = length, batch_size, seed, stream
         self.start, self.stop = start, stop
+        share = batch_size // processes
+        self.slice = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -164,7 +181,8 @@ class EpochBatches(Sampler[list[Key]]):
                 permutation = generator(self.seed, f"{self.stream}-order", epoch).permutation(self.length).tolist()
                 order = list(itertools.islice(itertools.cycle(permutation), per_epoch * self.batch_size))
                 current = epoch
-            yield [(epoch, row) for row in order[position * self.batch_size : (position + 1) * self.batch_size]]
+            rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, row) for row in rows[self.slice]]
 
 
 def loader(
@@ -181,12 +199,23 @@ def loader(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_collate,
+        worker_init_fn=_leave_process_group,
+        generator=torch.Generator(),  # its own: the global one moves the same way however often training is resumed
     )
     try:
         yield from stream
     except DataError as error:
         # From a worker, torch makes the message a traceback that ends in the line `pdnet.errors.DataError: <message>`.
         raise DataError(str(error).strip().rpartition("pdnet.errors.DataError: ")[2]) from None
+
+
+def _leave_process_group(worker: int) -> None:  # noqa: ARG001
+    """Hear of an end from the training process alone, which may have an iteration to finish.
+
+    torchrun sends SIGTERM, and a terminal SIGINT, to every process of the group.
+    """
+    if os.name == "posix":
+        os.setpgid(0, 0)
 
 
 def generator(seed: int, stream: str, *position: int) -> np.random.Generator:

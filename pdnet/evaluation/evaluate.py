@@ -39,12 +39,14 @@ class Frame(NamedTuple):
     Attributes:
         row: the frame's row of the index.
         mask: (H, W) bool, predicted.
+        annotation: (H, W) bool, true.
         j, f: scores in 0..1.
         prediction: with the part maps.
     """
 
     row: Any
     mask: BoolArray
+    annotation: BoolArray
     j: float
     f: float
     prediction: Prediction
@@ -93,7 +95,7 @@ def _score_clips(open_clip: OpenClip, frames: pd.DataFrame, threshold: float) ->
             prediction = session.step(image)
             mask = prediction.probability >= threshold
             j, f = frame_scores(mask, annotation)
-            yield Frame(row, mask, j, f, prediction)
+            yield Frame(row, mask, annotation, j, f, prediction)
 
 
 class TrueParts(NamedTuple):

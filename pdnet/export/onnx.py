@@ -65,7 +65,7 @@ def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: 
         written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         if written != opset:  # the exporter falls back to its own where it cannot convert, and only warns
             raise ExportError(f"{path}: the network cannot be written with opset {opset}, only with {written}")
-        del model.metadata_props[:]
+        forget_origins(model)
         for key, value in sorted(metadata.items()):
             model.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(model, full_check=True)
@@ -73,6 +73,16 @@ def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: 
         raise ExportError(f"{path}: the network cannot be written as ONNX ({str(error).splitlines()[0]})") from error
     with atomic_path(path) as fresh:
         onnx.save(model, fresh)
+
+
+def forget_origins(model: Any) -> None:
+    """Remove what the exporter notes of its own doing: stack traces, which name the files of this machine.
+
+    The same network gives the same bytes wherever it is exported.
+    """
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del noted.metadata_props[:]
 
 
 @contextlib.contextmanager

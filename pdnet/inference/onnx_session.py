@@ -1,9 +1,9 @@
-"""The exported pair graph behind the same interface as the network."""
+"""An exported pair graph behind the same interface as the network."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,21 @@ from pdnet.data.transforms import normalise, resize_image
 from pdnet.errors import ExportError
 from pdnet.inference.session import Prediction, ReferenceRing
 from pdnet.model import resize
+
+
+class PairModel(Protocol):
+    """An exported pair graph, whatever runs it.
+
+    Attributes:
+        size: side S of the square inputs.
+        references: N.
+    """
+
+    size: int
+    references: int
+
+    def probability(self, target: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) and (B, 3, S, S), or (B, N, 3, S, S) for N references, float32 -> (B, 1, S, S) float32."""
 
 
 class OnnxModel:
@@ -49,14 +64,14 @@ class OnnxModel:
 
 
 class OnnxSession:
-    """Segments the frames of one clip with the pair graph, which encodes the reference anew for each frame.
+    """Segments the frames of one clip with a pair graph, which encodes the reference anew for each frame.
 
     Args:
-        model: the opened file.
+        model: the opened file, an `OnnxModel` or another one's runtime.
         reference: the clip's first frame, (H, W, 3) uint8 RGB.
     """
 
-    def __init__(self, model: OnnxModel, *, reference: UInt8Array) -> None:
+    def __init__(self, model: PairModel, *, reference: UInt8Array) -> None:
         self.model = model
         self.ring: ReferenceRing[torch.Tensor] = ReferenceRing(self.to_input(reference), model.references)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,7 +20,8 @@ def weighted_bce(logits: Tensor, mask: Tensor, max_weight: float = math.inf) -> 
     """Binary cross-entropy, scaled by the inverse of the portrait's share of the pixels.
 
     With N pixels in the mask's batch, n1 of them at 0.5 or above:  min(N / (n1 + 1), max_weight) * mean BCE.
-    Every pixel, portrait or not, has the same weight: small portraits count more, classes are not balanced.
+    Every pixel, portrait or not, has the same weight: small portraits count more, classes are not balanced. Processes
+    that train together share the weight of their whole batch.
 
     Paper silent: the form is the released one. `max_weight` is ours: without it a batch with no portrait weighs N.
 
@@ -31,8 +33,11 @@ def weighted_bce(logits: Tensor, mask: Tensor, max_weight: float = math.inf) -> 
     Returns:
         Scalar >= 0, summed over the A heads.
     """
-    positive = (mask >= 0.5).sum(dtype=logits.dtype)
-    weight = (mask.numel() / (positive + 1)).clamp(max=max_weight)
+    pixels, positive = mask.numel(), (mask >= 0.5).sum(dtype=logits.dtype)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(positive)
+        pixels *= dist.get_world_size()
+    weight = (pixels / (positive + 1)).clamp(max=max_weight)
     heads = logits.shape[1]
     return weight * heads * F.binary_cross_entropy_with_logits(logits, mask.expand_as(logits))
 

@@ -1,22 +1,23 @@
-"""Step 1: the data set."""
+"""Step 1: the data set, in the version that the run is told."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pdnet.data.synthetic import generate
-from pdnet.progress import tracker
+from pdnet.data.versions import materialise
 
 
-def data(*, out: Path, preset: str = "mini", seed: int = 0) -> None:
-    """Make the synthetic data set: an MVPS-shaped folder and its image set below `Stills/`.
+def data(*, md5: str, out: Path, remote: str = "", revision: str = "") -> None:
+    """Bring a version of the data set from the DVC remote, once.
 
     Args:
-        out: folder of the data set; must not exist or be empty.
-        preset: size of the set: mini (14 clips) or tiny (for tests).
-        seed: same seed, same bytes.
+        md5: of the data folder, as data.dvc gives it.
+        out: folder for data/ and the data.dvc that names it; left alone where it holds that version already.
+        remote: URL of the DVC remote; not needed where the cache that PDNET_DVC_CACHE names holds the version.
+        revision: the git revision that tracks this version, for the record.
 
     Raises:
-        DataError: `out` holds something already, or the preset is unknown.
+        DataError: no such version there, no access, or what came is not what the MD5 says.
+        UnavailableError: DVC is not installed.
     """
-    generate(out, preset=preset, seed=seed, progress=tracker("synthesise"))
+    materialise(md5, out, remote=remote, revision=revision)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
@@ -29,6 +32,11 @@ from pdnet.files import atomic_folder, write_json
 from pdnet.inference.session import PortraitSession, prepare
 from pdnet.steps.lineage import RunRecord
 from pdnet.weights import load_model
+
+logger = logging.getLogger("pdnet.steps.evaluate")
+
+#: what a pixel can be
+CATEGORIES = ("background", "portrait")
 
 
 def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
@@ -55,6 +63,7 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
 
     with atomic_folder(out) as folder:
         rows: list[dict[str, Any]] = []
+        pixels = np.zeros((2, 2), np.int64)
         for frame in score_clips(
             lambda reference: PortraitSession(network, size=size, reference=reference),
             frames,
@@ -62,6 +71,7 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
         ):
             rows.append(frame_row(frame))
             parts.add(frame)
+            pixels += confusion(frame)
             name = f"{frame.row.clip}/{frame.row.frame}.png"
             _save(folder / "masks" / name, Image.fromarray(frame.mask).convert("L"))
             if frame.prediction.part_prob is not None:
@@ -90,15 +100,26 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
                     "frames": config.evaluation.speed_frames,
                 },
                 "parts": parts.summary(),
+                "pixels": {
+                    true: dict(zip(CATEGORIES, row, strict=True))
+                    for true, row in zip(CATEGORIES, pixels.tolist(), strict=True)
+                },
             },
         )
         record.write(folder, device=device_name(device), precision="float32")
+    figures = [100 * scores.dataset[name] for name in ("jf_mean", "j_mean", "f_mean")]
+    logger.info("J&F %.1f (J %.1f, F %.1f), %.1f frames/s on %s", *figures, speed["network_fps"], device_name(device))
 
 
 def frame_row(frame: Frame) -> dict[str, Any]:
     """One row of frames.parquet."""
     keys = ("clip", "scenario", "frame", "position", "image", "mask")
     return {key: getattr(frame.row, key) for key in keys} | {"j": frame.j, "f": frame.f}
+
+
+def confusion(frame: Frame) -> npt.NDArray[np.int64]:
+    """Pixels of a frame by (true, predicted), in the order of `CATEGORIES`."""
+    return np.bincount(2 * frame.annotation.ravel() + frame.mask.ravel(), minlength=4).reshape(2, 2)
 
 
 def nested(figures: Mapping[Any, Any]) -> dict[str, Any]:

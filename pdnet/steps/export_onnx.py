@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from pdnet import __version__
 from pdnet.config import Config
@@ -17,8 +20,7 @@ from pdnet.evaluation.evaluate import clips_of, score_clips
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PairGraph, export_pair
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession
-from pdnet.model import PDNet
+from pdnet.inference.onnx_session import OnnxModel, OnnxSession, PairModel
 from pdnet.steps.lineage import RunRecord
 from pdnet.weights import load_model
 
@@ -40,9 +42,7 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
     """
     frames = index_clips(videos, resolution=config.data.resolution, splits=("val",))
     record = RunRecord("export_onnx", config, parents=(model, evaluation), data={"videos": videos})
-    evaluated = record.facts["parents"].get("evaluate", {}).get("data", {}).get("videos", {}).get("md5")
-    if evaluated not in (None, record.facts["data"]["videos"]["md5"]):
-        raise DataError(f"{evaluation}: scored on other data than {videos}; its J&F says nothing about this file")
+    check_same_data(record, evaluation, videos)
     network = load_model(model / "model.safetensors", expected=config.model)
     with atomic_folder(out) as folder:
         path = folder / "pdnet.onnx"
@@ -55,32 +55,33 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
         }
         export_pair(network, path, size=config.data.size, opset=config.export.opset, metadata=metadata)
         exported = OnnxModel(path)
-        parity = compare(network, exported, frames, count=config.export.parity_frames)
-        rows = [
-            {"clip": frame.row.clip, "frame": frame.row.frame, "j": frame.j, "f": frame.f}
-            for frame in score_clips(
-                lambda reference: OnnxSession(exported, reference=reference),
-                frames,
-                threshold=config.evaluation.threshold,
-                label="score the ONNX file",
-            )
-        ]
-        ours = float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])
-        theirs = summarise(pd.DataFrame(rows), config.evaluation.protocol).dataset["jf_mean"]
+        parity = compare(PairGraph(network), exported, frames, count=config.export.parity_frames)
         facts = parity | {
-            "torch": {"jf_mean": ours},
-            "onnx": {"jf_mean": theirs},
+            "torch": {"jf_mean": float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])},
+            "onnx": {"jf_mean": score(exported, frames, config, label="score the ONNX file")},
             "opset": config.export.opset,
             "sha256": file_digest(path),
         }
-        check(facts, config)
+        check(facts, config, "onnx", "ONNX file")
         write_json(folder / "parity.json", facts)
         record.write(folder)
 
 
-def compare(network: PDNet, exported: OnnxModel, frames: pd.DataFrame, *, count: int) -> dict[str, float]:
-    """Probabilities of network and file on `count` frames spread over the validation clips."""
-    graph = PairGraph(network)
+def check_same_data(record: RunRecord, evaluation: Path, videos: Path) -> None:
+    """See that a file is scored on the data that the network was scored on.
+
+    Raises:
+        DataError: `evaluation` is of other data.
+    """
+    evaluated = record.facts["parents"].get("evaluate", {}).get("data", {}).get("videos", {}).get("md5")
+    if evaluated not in (None, record.facts["data"]["videos"]["md5"]):
+        raise DataError(f"{evaluation}: scored on other data than {videos}; its J&F says nothing about this file")
+
+
+def compare(
+    original: Callable[[Tensor, Tensor], Tensor], exported: PairModel, frames: pd.DataFrame, *, count: int
+) -> dict[str, float]:
+    """Probabilities of the original and of what was exported, on `count` frames spread over the validation clips."""
     rows = frames[frames["split"] == "val"]
     chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
     first = {name: clip["image"].iloc[0] for name, clip in clips_of(frames)}
@@ -89,7 +90,7 @@ def compare(network: PDNet, exported: OnnxModel, frames: pd.DataFrame, *, count:
         clip = OnnxSession(exported, reference=read_image(first[str(row.clip)]))
         target = clip.to_input(read_image(str(row.image)))
         with torch.inference_mode():
-            wanted = graph(target, clip.reference())
+            wanted = original(target, clip.reference())
         found = exported.probability(target, clip.reference())
         difference = (wanted - found).abs()
         largest = max(largest, float(difference.max()))
@@ -103,21 +104,42 @@ def compare(network: PDNet, exported: OnnxModel, frames: pd.DataFrame, *, count:
     }
 
 
-def check(facts: dict[str, object], config: Config) -> None:
+def score(exported: PairModel, frames: pd.DataFrame, config: Config, *, label: str) -> float:
+    """J&F of the validation clips, in 0..1, segmented by what was exported."""
+    rows = [
+        {"clip": frame.row.clip, "frame": frame.row.frame, "j": frame.j, "f": frame.f}
+        for frame in score_clips(
+            lambda reference: OnnxSession(exported, reference=reference),
+            frames,
+            threshold=config.evaluation.threshold,
+            label=label,
+        )
+    ]
+    return float(summarise(pd.DataFrame(rows), config.evaluation.protocol).dataset["jf_mean"])
+
+
+def check(facts: Mapping[str, Any], config: Config, side: str, name: str, *, original: str = "network") -> None:
     """Refuse a file that is not the same model.
+
+    Args:
+        facts: what goes to parity.json.
+        config: `export`.
+        side: the key of the file's J&F in `facts`.
+        name: what the file is called.
+        original: what its probabilities were compared with.
 
     Raises:
         ExportError: which figure is out of bounds, and what was allowed.
     """
-    largest = float(facts["max_probability_difference"])  # type: ignore[arg-type]
+    largest = facts["max_probability_difference"]
     if not largest <= config.export.max_probability_difference:
         raise ExportError(
-            f"the ONNX file differs from the network by {largest:.2g} in probability, "
+            f"the {name} differs from the {original} by {largest:.2g} in probability, "
             f"allowed {config.export.max_probability_difference:g} (export.max_probability_difference)"
         )
-    scores = [100 * facts[side]["jf_mean"] for side in ("torch", "onnx")]  # type: ignore[index]
-    if not abs(scores[0] - scores[1]) <= config.export.max_jf_difference:
+    ours, theirs = (100 * facts[which]["jf_mean"] for which in ("torch", side))
+    if not abs(ours - theirs) <= config.export.max_jf_difference:
         raise ExportError(
-            f"the ONNX file scores J&F {scores[1]:.2f}, the network {scores[0]:.2f}, "
+            f"the {name} scores J&F {theirs:.2f}, the network {ours:.2f}, "
             f"allowed difference {config.export.max_jf_difference:g} (export.max_jf_difference)"
         )

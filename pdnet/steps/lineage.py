@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pdnet import __version__
 from pdnet.config import Config, config_hash
+from pdnet.data.versions import tracked_version
 from pdnet.errors import DataError
 from pdnet.files import folder_digest, read_json, write_json
 
@@ -50,8 +49,11 @@ class RunRecord:
         inherited = [parent.get("data") or {} for parent in self.facts["parents"].values()]
         self.facts["data"] = {name: facts for parent in inherited for name, facts in parent.items()}
         self.facts["data"] |= {name: data_facts(path) for name, path in (data or {}).items()}
-        versions = {dvc_md5(Path("data.dvc"), Path(facts["path"])) for facts in self.facts["data"].values()}
-        self.facts["data_dvc"] = versions.pop() if len(versions) == 1 else None
+        # What a step does not read itself may be gone by now.
+        versions = {data_version(path) for path in (data or {}).values()} or {
+            (parent.get("data_dvc"), parent.get("data_revision")) for parent in self.facts["parents"].values()
+        }
+        self.facts["data_dvc"], self.facts["data_revision"] = versions.pop() if len(versions) == 1 else (None, None)
 
     def model_facts(self, **facts: Any) -> dict[str, Any]:
         """What a model file carries of this record, with `facts`: what determines the weights, not when and where."""
@@ -92,10 +94,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 def git_state() -> tuple[str | None, bool | None]:
     """Commit and dirtiness of the working folder's repository; None outside one or without git.
 
-    A container has no repository: there the image's labels come in as PDNET_GIT_COMMIT.
+    A container has no repository: there PDNET_GIT_COMMIT says it, `<commit>` or `<commit>-dirty.<digest>`.
     """
-    if commit := os.environ.get("PDNET_GIT_COMMIT"):
-        return commit, False
+    if given := os.environ.get("PDNET_GIT_COMMIT"):
+        commit, dirty, _ = given.partition("-dirty")
+        return commit, bool(dirty)
     try:
         commit = _git("rev-parse", "HEAD")
         # dvc.lock is rewritten after every stage of the very run that this records.
@@ -105,14 +108,13 @@ def git_state() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def dvc_md5(path: Path, data: Path) -> str | None:
-    """The version of `data` that a `.dvc` file names; None where there is no such file, or it tracks other data."""
-    try:
-        tracked = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"][0]
-        inside = data.resolve().is_relative_to((path.parent / tracked["path"]).resolve())
-        return str(tracked["md5"]) if inside else None
-    except (OSError, yaml.YAMLError, KeyError, IndexError, TypeError):
-        return None
+def data_version(path: Path) -> tuple[str | None, str | None]:
+    """MD5 and git revision of the DVC-tracked folder that `path` is in, as the data.dvc beside it says; else None."""
+    for folder in path.resolve().parents:
+        if folder.joinpath("data.dvc").is_file():
+            inside = path.resolve().is_relative_to(folder / "data")
+            return tracked_version(folder / "data.dvc") if inside else (None, None)
+    return None, None
 
 
 def _git(*arguments: str) -> str:

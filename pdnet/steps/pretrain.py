@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pdnet.config import Config
 from pdnet.data.index import index_stills
 from pdnet.data.streams import StillDataset
-from pdnet.devices import device_name, pick_device, pick_dtype
+from pdnet.devices import device_name, pick_dtype
 from pdnet.errors import ValidationError
 from pdnet.files import atomic_folder, read_object
 from pdnet.model import PDNet
 from pdnet.model.backbone import load_backbone_weights
 from pdnet.steps.lineage import RunRecord
 from pdnet.training import loop
+from pdnet.training.checkpoint import Checkpoints
+from pdnet.training.distributed import check_divisible, is_main, process_group
 from pdnet.training.task import Task
 from pdnet.weights import save_model
 
 
-def pretrain(*, images: Path, validation: Path, out: Path, config: Config) -> None:
-    """Initialise the network and train its encoder on single images.
+def pretrain(*, images: Path, validation: Path, out: Path, config: Config, checkpoints: Path | None = None) -> None:
+    """Initialise the network and train its encoder on single images; under torchrun, in several processes.
 
     Args:
         images: image set.
         validation: folder of the validate step.
         out: folder for model.safetensors, log.parquet, run.json.
         config: `model`, `pretrain`, `losses`, `data`.
+        checkpoints: folder to keep the state of training in, so that a run that was stopped goes on from there;
+            removed when `out` is written. Without it a run that was stopped is lost.
 
     Raises:
+        ConfigError: the number of processes does not divide the batch size.
         ValidationError: the data did not pass validation.
         DataError: an image cannot be read.
-        CheckpointError: the backbone's weights cannot be had or do not fit.
-        TrainingError: the loss is no longer a number.
+        CheckpointError: the backbone's weights cannot be had or do not fit, or a checkpoint cannot be written.
+        TrainingError: the loss is no longer a number, or the process was told to stop.
     """
-    if read_object(validation / "data.json").get("valid") is not True:
-        raise ValidationError(f"{validation}: the data are not valid; see {validation / 'index.html'}")
-    table = index_stills(images)
-    record = RunRecord("pretrain", config, parents=(validation,), data={"images": images})
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.train.precision, device)
-    torch.manual_seed(config.seed)
-    network = PDNet(config.model)
-    load_backbone_weights(network.encoder.backbone, config.pretrain.weights)
-    task = Task(network, config.losses, seed=config.seed, dtype=dtype, parts=False)
-    task.to(device).to(memory_format=torch.channels_last)
-    stills = StillDataset(
-        table,
-        size=config.pretrain.size or config.data.size,
-        seed=config.seed,
-        stream="pretrain",
-        photometric=config.train.photometric,
-        cache_mb=config.train.cache_mb,
-    )
-    with atomic_folder(out) as folder:
-        log = loop.pretrain(task, stills, config.pretrain, seed=config.seed, workers=config.train.workers)
-        save_model(folder / "model.safetensors", network, record.model_facts(size=config.data.size))
-        log.to_parquet(folder / "log.parquet", index=False)
-        record.write(folder, device=device_name(device), precision=str(dtype).removeprefix("torch."), steps=len(log))
+    seed, size, options = config.seed, config.pretrain.size or config.data.size, config.pretrain
+    photometric = config.train.photometric
+    with process_group(config.device) as device:
+        check_divisible({"pretrain.batch_size": options.batch_size})
+        if read_object(validation / "data.json").get("valid") is not True:
+            raise ValidationError(f"{validation}: the data are not valid; see {validation / 'index.html'}")
+        table = index_stills(images)
+        record = RunRecord("pretrain", config, parents=(validation,), data={"images": images})
+        dtype = pick_dtype(config.train.precision, device)
+        torch.manual_seed(seed)
+        network = PDNet(config.model)
+        load_backbone_weights(network.encoder.backbone, options.weights)
+        task = Task(network, config.losses, seed=seed, dtype=dtype, parts=False)
+        task.to(device).to(memory_format=torch.channels_last)
+        reading: dict[str, Any] = {"photometric": photometric, "cache_mb": config.train.cache_mb}
+        stills = StillDataset(table, size=size, seed=seed, stream="pretrain", **reading)
+        facts = record.model_facts(size=config.data.size)
+        determined_by = {"step": "pretrain", "seed": seed, "size": size, "data": facts["data"]["images"]}
+        determined_by |= {"model": config.model, "losses": config.losses, "pretrain": options}
+        determined_by |= {"precision": config.train.precision, "photometric": photometric}
+        saved = Checkpoints(checkpoints, determined_by, config.train.checkpoint_seconds) if checkpoints else None
+        with atomic_folder(out) if is_main() else nullcontext() as folder:
+            workers = config.train.workers
+            log = loop.pretrain(task, stills, options, seed=seed, workers=workers, checkpoints=saved)
+            if folder is not None:
+                save_model(folder / "model.safetensors", network, facts)
+                log.to_parquet(folder / "log.parquet", index=False)
+                precision = str(dtype).removeprefix("torch.")
+                record.write(folder, device=device_name(device), precision=precision, steps=len(log))
+        if saved is not None:
+            saved.remove()

@@ -1,22 +1,32 @@
-"""Step 8: the run on record and the model in the registry."""
+"""Step 8: the run on record, the model in the registry, and promoted where the policy allows."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from pdnet.config import Config, config_hash, to_mapping
+from pdnet.config import Config, config_hash, load_yaml, to_mapping
 from pdnet.files import atomic_folder, write_json
 from pdnet.steps.lineage import RunRecord
-from pdnet.tracking import register_model
+from pdnet.tracking import PromotionPolicy, promote, register_model
 
 
 def register(
-    *, pretrain: Path, train: Path, evaluation: Path, export: Path, report: Path, out: Path, config: Config
+    *,
+    pretrain: Path,
+    train: Path,
+    evaluation: Path,
+    export: Path,
+    report: Path,
+    out: Path,
+    config: Config,
+    tensorrt: Path | None = None,
+    policy: Path | None = None,
 ) -> None:
     """Record the run in MLflow and register its ONNX model as a new version.
 
-    The store is MLFLOW_TRACKING_URI, or `sqlite:///mlflow.db` in the working folder.
+    The store is MLFLOW_TRACKING_URI, or `sqlite:///mlflow.db` in the working folder. A version that the policy
+    refuses stays registered, with the reason; that is no failure of this step.
 
     Args:
         pretrain: folder of the pretrain step.
@@ -26,12 +36,17 @@ def register(
         report: folder of the report step.
         out: folder for registration.json, run.json.
         config: `tracking`; recorded in full.
+        tensorrt: folder of the export_tensorrt step, where there is one.
+        policy: YAML file that says when the new version becomes the champion; without it none does.
 
     Raises:
         TrackingError: the store does not answer or refuses.
         DataError: a folder lacks what is to be recorded.
+        ExportError: an exported file is not the one that was compared with the network.
+        ConfigError: the policy is missing or damaged.
     """
-    record = RunRecord("register", config, parents=(export,))
+    rules = load_yaml(PromotionPolicy, policy, what="a promotion policy") if policy else None
+    record = RunRecord("register", config, parents=(export, tensorrt) if tensorrt else (export,))
     with atomic_folder(out) as folder:
         registration = register_model(
             config=to_mapping(config),
@@ -41,7 +56,16 @@ def register(
             evaluation=evaluation,
             export=export,
             report=report,
+            tensorrt=tensorrt,
             tracking=config.tracking,
         )
-        write_json(folder / "registration.json", dataclasses.asdict(registration))
-        record.write(folder)
+        facts = dataclasses.asdict(registration)
+        if rules:
+            facts["promotion"] = dataclasses.asdict(promote(registration.model, registration.version, rules))
+        write_json(folder / "registration.json", facts)
+        record.write(
+            folder,
+            mlflow_run_id=registration.run_id,
+            model=registration.model,
+            model_version=registration.version,
+        )

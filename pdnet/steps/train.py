@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ import torch
 from pdnet.config import Config
 from pdnet.data.index import index_clips, index_stills
 from pdnet.data.streams import PairDataset, StillDataset
-from pdnet.devices import device_name, pick_device, pick_dtype
+from pdnet.devices import device_name, pick_dtype
 from pdnet.files import atomic_folder
 from pdnet.steps.lineage import RunRecord
 from pdnet.training import loop
+from pdnet.training.checkpoint import Checkpoints
+from pdnet.training.distributed import check_divisible, is_main, process_group
 from pdnet.training.task import Task
 from pdnet.weights import load_model, save_model
 
 
-def train(*, videos: Path, images: Path, init: Path, out: Path, config: Config) -> None:
-    """Train the whole network by alternating images and video frames.
+def train(
+    *, videos: Path, images: Path, init: Path, out: Path, config: Config, checkpoints: Path | None = None
+) -> None:
+    """Train the whole network by alternating images and video frames; under torchrun, in several processes.
 
     Paper: 5.1.
 
@@ -29,26 +34,38 @@ def train(*, videos: Path, images: Path, init: Path, out: Path, config: Config) 
         init: folder of the pretrain step.
         out: folder for model.safetensors, log.parquet, run.json.
         config: `model`, `losses`, `train`, `data`.
+        checkpoints: folder to keep the state of training in, so that a run that was stopped goes on from there;
+            removed when `out` is written. Without it a run that was stopped is lost.
 
     Raises:
+        ConfigError: the number of processes does not divide a batch size.
         DataError: a frame cannot be read.
-        CheckpointError: the initial weights are damaged or of another architecture.
-        TrainingError: the loss is no longer a number.
+        CheckpointError: the initial weights are damaged or of another architecture, or a checkpoint cannot be written.
+        TrainingError: the loss is no longer a number, or the process was told to stop.
     """
-    frames = index_clips(videos, resolution=config.data.resolution, splits=("train",))
-    singles = index_stills(images)
-    record = RunRecord("train", config, parents=(init,), data={"videos": videos, "images": images})
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.train.precision, device)
-    network = load_model(init / "model.safetensors", expected=config.model)
-    task = Task(network, config.losses, seed=config.seed, dtype=dtype)
-    task.to(device).to(memory_format=torch.channels_last)
     seed, size, options = config.seed, config.train.size or config.data.size, config.train
-    reading: dict[str, Any] = {"photometric": options.photometric, "cache_mb": options.cache_mb}
-    pairs = PairDataset(frames, size=size, seed=seed, references=config.model.references, **reading)
-    stills = StillDataset(singles, size=size, seed=seed, stream="image", **reading)
-    with atomic_folder(out) as folder:
-        log = loop.train(task, pairs, stills, options, seed=seed)
-        save_model(folder / "model.safetensors", network, record.model_facts(size=config.data.size))
-        log.to_parquet(folder / "log.parquet", index=False)
-        record.write(folder, device=device_name(device), precision=str(dtype).removeprefix("torch."), steps=len(log))
+    with process_group(config.device) as device:
+        check_divisible({f"train.{key}": getattr(options, key) for key in ("batch_size", "image_batch_size")})
+        frames = index_clips(videos, resolution=config.data.resolution, splits=("train",))
+        singles = index_stills(images)
+        record = RunRecord("train", config, parents=(init,), data={"videos": videos, "images": images})
+        dtype = pick_dtype(config.train.precision, device)
+        network = load_model(init / "model.safetensors", expected=config.model)
+        task = Task(network, config.losses, seed=config.seed, dtype=dtype)
+        task.to(device).to(memory_format=torch.channels_last)
+        reading: dict[str, Any] = {"photometric": options.photometric, "cache_mb": options.cache_mb}
+        pairs = PairDataset(frames, size=size, seed=seed, references=config.model.references, **reading)
+        stills = StillDataset(singles, size=size, seed=seed, stream="image", **reading)
+        facts = record.model_facts(size=config.data.size)
+        determined_by = {"step": "train", "seed": seed, "size": size, "resolution": config.data.resolution}
+        determined_by |= {"data": facts["data"], "model": config.model, "losses": config.losses, "train": options}
+        saved = Checkpoints(checkpoints, determined_by, options.checkpoint_seconds) if checkpoints else None
+        with atomic_folder(out) if is_main() else nullcontext() as folder:
+            log = loop.train(task, pairs, stills, options, seed=seed, checkpoints=saved)
+            if folder is not None:
+                save_model(folder / "model.safetensors", network, facts)
+                log.to_parquet(folder / "log.parquet", index=False)
+                precision = str(dtype).removeprefix("torch.")
+                record.write(folder, device=device_name(device), precision=precision, steps=len(log))
+        if saved is not None:
+            saved.remove()

@@ -27,7 +27,10 @@ MAX_PARAM = 6000
 #: Longest digest of a data set; DVC's of a folder, `<md5>.dir`, just fits.
 MAX_DIGEST = 36
 #: What a version of the registered model says of its origin; the run says all.
-_VERSION_FACTS = ("fps.device", "fps.precision", "data.videos.md5", "data.images.md5", "git.commit", "onnx.sha256")
+_VERSION_FACTS = (
+    *("fps.device", "fps.precision", "data.videos.md5", "data.images.md5"),
+    *("git.commit", "onnx.sha256", "tensorrt.sha256"),
+)
 #: How closely the ONNX file agrees with the network, in parity.json.
 _AGREEMENT = ("max_probability_difference", "mean_probability_difference", "mask_agreement")
 #: A curve with more points is thinned; a chart is not wider than this.
@@ -89,12 +92,13 @@ def read_record(
     evaluation: Path,
     export: Path,
     report: Path | None,
+    tensorrt: Path | None = None,
 ) -> Record:
-    """Read the folders of the steps.
+    """Read the folders of the steps; `report` and `tensorrt` are None where there is none.
 
     Raises:
         DataError: a file that a step writes is missing or is not what the step writes.
-        ExportError: the ONNX file is not the one whose agreement with the network was measured.
+        ExportError: an exported file is not the one whose agreement with the network was measured.
     """
     weights, onnx = train / "model.safetensors", export / "pdnet.onnx"
     runs = {"pretrain": pretrain, "train": train, "evaluate": evaluation, "export_onnx": export}
@@ -106,6 +110,7 @@ def read_record(
         (weights, "weights"),
         (export / "parity.json", "export"),
         *((folder / "run.json", f"lineage/{step}") for step, folder in runs.items()),
+        *((tensorrt / name, "export/tensorrt") for name in ("pdnet.engine", "parity.json", "run.json") if tensorrt),
     )
     for path in (onnx, *(path for path, _ in files)):
         if not path.is_file():
@@ -114,13 +119,13 @@ def read_record(
     scores = read_object(evaluation / "scores.json", ("jf_mean", "j", "f", "all_frames", "baselines", "speed"))
     clips = read_table(evaluation / "clips.parquet", ("clip", "jf_mean", "j_mean", "f_mean"))
     parity = read_object(export / "parity.json", ("sha256", "torch.jf_mean", "onnx.jf_mean", *_AGREEMENT))
-    sha256 = file_digest(onnx)
-    if parity["sha256"] != sha256:
-        raise ExportError(
-            f"{onnx}: not the file that was compared with the network: "
-            f"its SHA-256 is {sha256}, {export / 'parity.json'} says {parity['sha256']}"
-        )
-    tags = _lineage(facts["train"], config_hash) | {"onnx.sha256": sha256, "weights.sha256": file_digest(weights)}
+    tags = _lineage(facts["train"], config_hash) | {"weights.sha256": file_digest(weights)}
+    tags["onnx.sha256"] = _compared(onnx)
+    if tensorrt:
+        tags["tensorrt.sha256"] = _compared(tensorrt / "pdnet.engine")
+        source = read_object(tensorrt / "parity.json", ("onnx_sha256",))["onnx_sha256"]
+        if source != tags["onnx.sha256"]:
+            raise ExportError(f"{tensorrt}: built from another ONNX file, of SHA-256 {source}; expected {onnx}")
     try:
         metrics = _figures(scores, clips)
         speed = {f"fps.{key}": str(scores["speed"][key]) for key in ("device", "precision", "size")}
@@ -143,6 +148,11 @@ def read_record(
     )
 
 
+def cut(text: str, limit: int) -> str:
+    """`text`, shortened to `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The configuration as text by dotted key: `{"train": {"epochs": 2}}` gives `{"train.epochs": "2"}`.
 
@@ -155,13 +165,28 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat[f"{prefix}{key}"] = text if len(text) <= MAX_PARAM else text[: MAX_PARAM - 1] + "…"
+            flat[f"{prefix}{key}"] = cut(text, MAX_PARAM)
     return flat
 
 
 def label(text: Any) -> str:
     """`text` as one part of a metric's name: characters that MLflow does not accept become a space."""
     return re.sub(r"[^\w.\-]+", " ", str(text)).strip()
+
+
+def _compared(exported: Path) -> str:
+    """The SHA-256 of an exported file.
+
+    Raises:
+        ExportError: the parity.json beside it is of another file.
+    """
+    sha256, compared = file_digest(exported), exported.with_name("parity.json")
+    if (expected := read_object(compared, ("sha256",))["sha256"]) != sha256:
+        raise ExportError(
+            f"{exported}: not the file that was compared with the network: "
+            f"its SHA-256 is {sha256}, {compared} says {expected}"
+        )
+    return sha256
 
 
 def _lineage(run: Mapping[str, Any], config_hash: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import tempfile
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pdnet.tracking.config import TrackingConfig
 from pdnet.tracking.record import Record, read_record
 from pdnet.tracking.samples import write_samples
-from pdnet.tracking.store import Store, open_store
+from pdnet.tracking.store import Store, experiment_id, open_store, origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,9 +65,12 @@ def register_model(
     evaluation: Path,
     export: Path,
     report: Path | None,
+    tensorrt: Path | None = None,
     tracking: TrackingConfig,
 ) -> Registration:
     """Record a pipeline run in MLflow and register its ONNX model as a new version with the alias `candidate`.
+
+    Where MLFLOW_RUN_ID names a run, as Kubeflow's MLflow plugin does, the new run is its child.
 
     All or nothing: after a failure there is no new version and no half-written model, and the run stands as FAILED
     with what had been logged. Calling twice gives two runs and two versions.
@@ -81,15 +83,23 @@ def register_model(
         evaluation: folder of the evaluate step.
         export: folder of the export step.
         report: folder of the report step; None where there is none.
+        tensorrt: folder of the export_tensorrt step; None where there is none.
         tracking: names of experiment and model.
 
     Raises:
         DataError: a folder lacks a file that its step writes.
-        ExportError: the ONNX file is not the one whose agreement with the network was measured.
+        ExportError: an exported file is not the one whose agreement with the network was measured.
         TrackingError: the store does not answer or refuses.
     """
     record = read_record(
-        config, config_hash, train=train, pretrain=pretrain, evaluation=evaluation, export=export, report=report
+        config,
+        config_hash,
+        train=train,
+        pretrain=pretrain,
+        evaluation=evaluation,
+        export=export,
+        report=report,
+        tensorrt=tensorrt,
     )
     with tempfile.TemporaryDirectory() as scratch:
         samples = write_samples(evaluation, Path(scratch))
@@ -102,10 +112,10 @@ def _register(
 ) -> Registration:
     """Run, model, version, alias, in this order; `undo` takes back what is there when one of them fails."""
     client = store.client
-    experiment_id = _experiment(store, tracking.experiment)
+    experiment = experiment_id(store, tracking.experiment)
     _ensure_registered_model(client, tracking.model)
     with contextlib.ExitStack() as undo:
-        run = client.create_run(experiment_id, run_name=run_name, tags=_run_tags(record))
+        run = client.create_run(experiment, run_name=run_name, tags=_run_tags(record))
         run_id = run.info.run_id
         undo.callback(_quietly, client.set_terminated, run_id, "FAILED")
         _log_params(client, run_id, record.params)
@@ -113,7 +123,7 @@ def _register(
         _log_files(client, run_id, record, samples)
 
         logged = client.create_logged_model(
-            experiment_id, name="onnx", source_run_id=run_id, tags=record.version_tags, params=record.params
+            experiment, name="onnx", source_run_id=run_id, tags=record.version_tags, params=record.params
         )
         undo.callback(_quietly, client.delete_logged_model, logged.model_id)
         _log_model(record.onnx, run_id, logged.model_id)
@@ -135,7 +145,7 @@ def _register(
     return Registration(
         tracking_uri=store.uri,
         experiment=tracking.experiment,
-        experiment_id=experiment_id,
+        experiment_id=experiment,
         run_id=run_id,
         run_artifact_uri=run.info.artifact_uri,
         model=tracking.model,
@@ -143,13 +153,6 @@ def _register(
         model_uri=f"models:/{tracking.model}/{version.version}",
         model_artifact_uri=logged.artifact_location,
     )
-
-
-def _experiment(store: Store, name: str) -> str:
-    """The id of the experiment, made where it is new."""
-    if (found := store.client.get_experiment_by_name(name)) is not None:
-        return str(found.experiment_id)
-    return str(store.client.create_experiment(name, artifact_location=store.artifact_location))
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
@@ -165,11 +168,9 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
 
 def _run_tags(record: Record) -> dict[str, str]:
     """The lineage, and what MLflow's own page shows of a run's origin."""
-    tags = record.tags | {"mlflow.source.name": "pdnet register", "mlflow.source.type": "LOCAL"}
+    tags = record.tags | origin_tags() | {"mlflow.source.name": "pdnet register"}
     if commit := record.tags.get("git.commit"):
         tags["mlflow.source.git.commit"] = commit
-    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
-        tags["mlflow.user"] = getpass.getuser()
     return tags
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import re
@@ -52,6 +53,23 @@ class Store(NamedTuple):
     client: MlflowClient
     uri: str
     artifact_location: str | None
+
+
+def experiment_id(store: Store, name: str) -> str:
+    """The id of the experiment, made where it is new."""
+    if (found := store.client.get_experiment_by_name(name)) is not None:
+        return str(found.experiment_id)
+    return str(store.client.create_experiment(name, artifact_location=store.artifact_location))
+
+
+def origin_tags() -> dict[str, str]:
+    """Who makes a run, and the run that it belongs to: Kubeflow's MLflow plugin names that in MLFLOW_RUN_ID."""
+    tags = {"mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if parent := os.environ.get("MLFLOW_RUN_ID"):
+        tags["mlflow.parentRunId"] = parent
+    return tags
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""The paper's recipe (5.1): schedule, task, loop."""
+"""The paper's recipe (5.1), read from `loop`: schedule, task, checkpoints, several processes."""

@@ -15,13 +15,13 @@ class PretrainConfig:
     """Pretraining of the encoder and its heads on single images.
 
     Paper: 5.1 starts from ImageNet weights and needs none of it; without such weights this step is where the
-    encoder learns what a person looks like. Precision, workers, cache and photometric strength are those of
-    `TrainConfig`.
+    encoder learns what a person looks like. Precision, workers, cache, photometric strength and the time between
+    checkpoints are those of `TrainConfig`.
 
     Attributes:
         weights: backbone weights to start from: `imagenet`, `none`, or the path of a torchvision state dict.
         epochs: passes over the image set; 0 skips the step and hands on the initial weights.
-        batch_size: images an iteration.
+        batch_size: images an iteration, shared by the processes that train together.
         size: side of the square that images are resized to; null is `data.size`.
         lr: highest learning rate of AdamW, reached after `warmup` of the steps, then poly.
         warmup: share of the steps with a linearly growing rate.
@@ -50,8 +50,9 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the annotated training frames. Paper: 60.
-        batch_size: target frames an iteration, each with its reference. Paper: 4.
-        image_batch_size: images an image iteration.
+        batch_size: target frames an iteration, each with its reference; the processes that train together share them.
+            Paper: 4.
+        image_batch_size: images an image iteration, shared likewise.
         size: side of the square that frames are resized to in training; null is `data.size`. Paper: 480 for both.
         video_steps_per_image: video iterations after each image iteration. Paper: 2.
         image_backbone_lr, image_rest_lr: highest rates of the two groups in image iterations. Paper: 2.5e-4, and
@@ -68,6 +69,8 @@ class TrainConfig:
         workers: loader processes; 0 loads in the training process.
         cache_mb: decoded images kept in memory, by each loader process.
         photometric: strength of random brightness, contrast and saturation (0 to 1). Paper silent: 0 (released).
+        checkpoint_seconds: time from one checkpoint to the next, of pretraining too, where the step is given a folder
+            for them; 0 writes one after every iteration.
     """
 
     epochs: int = 60
@@ -90,11 +93,13 @@ class TrainConfig:
     workers: int = 4
     cache_mb: int = 0
     photometric: float = 0.0
+    checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         _at_least("train", self, epochs=1, batch_size=1, image_batch_size=1, size=32, video_steps_per_image=1)
         _at_least("train", self, image_backbone_lr=0, image_rest_lr=0, video_backbone_lr=0, video_rest_lr=0)
         _at_least("train", self, weight_decay=0, poly_power=0, late_epoch=0, late_factor=0, workers=0, cache_mb=0)
+        _at_least("train", self, checkpoint_seconds=0)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"train.momentum: {self.momentum}, expected 0 to below 1")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,50 +15,69 @@ from torch import Tensor, nn
 from pdnet.data.streams import EpochBatches, PairDataset, Pairs, StillDataset, Stills, batches_per_epoch, loader
 from pdnet.errors import TrainingError
 from pdnet.progress import track_with_note
+from pdnet.training import distributed
+from pdnet.training.checkpoint import Checkpoints, State, resumable
 from pdnet.training.config import PretrainConfig, TrainConfig
 from pdnet.training.schedule import Phase, Schedule, warmup_poly
 from pdnet.training.task import Task
 
 
-def pretrain(task: Task, images: StillDataset, config: PretrainConfig, *, seed: int, workers: int) -> pd.DataFrame:
+def pretrain(
+    task: Task,
+    images: StillDataset,
+    config: PretrainConfig,
+    *,
+    seed: int,
+    workers: int,
+    checkpoints: Checkpoints | None = None,
+) -> pd.DataFrame:
     """Train the encoder and its heads on single images with AdamW; everything else stays as it is.
 
     Returns:
         One row an iteration: step, epoch, phase (`pretrain`), loss, lr_encoder, seconds.
 
     Raises:
-        TrainingError: the loss is no longer a number, or the device's memory is not enough.
+        CheckpointError: a checkpoint cannot be written.
+        TrainingError: the loss is no longer a number, the device's memory is not enough, or the process was told to
+            stop.
     """
-    parameters = list(task.network.encoder.parameters())
-    optimiser = torch.optim.AdamW(parameters, weight_decay=config.weight_decay)
+    distributed.share_batch_norm(task.network)
+    optimiser = torch.optim.AdamW(list(task.network.encoder.parameters()), weight_decay=config.weight_decay)
     per_epoch = batches_per_epoch(len(images), config.batch_size)
     steps = config.epochs * per_epoch
-    batches = EpochBatches(len(images), config.batch_size, seed=seed, stream="pretrain", stop=steps)
-    rows: list[dict[str, Any]] = []
+    state = State(task, {"encoder": optimiser})
     task.train()
-    started = time.perf_counter()
-    stream = loader(images, batches, workers=workers)
-    for (index, batch), progress in track_with_note(enumerate(stream), "pretrain", steps):
-        rate = config.lr * warmup_poly(index, steps, config.poly_power, config.warmup)
-        with _memory_enough("pretrain", index):
-            loss = task.pretrain(cast(Stills, _to_device(batch, task)))
-            _check_finite(loss, index)
-            _descend(loss, {"encoder": optimiser}, {"encoder": rate}, clip=None)
-        rows.append(
-            {
-                "step": index,
-                "epoch": index // per_epoch,
-                "phase": "pretrain",
-                "loss": loss.item(),
-                "lr_encoder": rate,
-                "seconds": time.perf_counter() - started,
-            }
-        )
-        progress.note = f"loss {rows[-1]['loss']:.3f}"
-    return pd.DataFrame(rows, columns=["step", "epoch", "phase", "loss", "lr_encoder", "seconds"])
+    with resumable(state, checkpoints) as keep:
+        batches = _batches(images, config.batch_size, seed, "pretrain", start=state.step, stop=steps)
+        started = time.perf_counter() - state.seconds
+        stream = enumerate(loader(images, batches, workers=workers), state.step)
+        for (index, batch), progress in track_with_note(stream, "pretrain", steps):
+            progress.done = index  # after a resumption too
+            rate = config.lr * warmup_poly(index, steps, config.poly_power, config.warmup)
+            with _memory_enough("pretrain", index):
+                loss = task.pretrain(cast(Stills, _to_device(batch, task)))
+                scalars = distributed.average({"loss": loss})
+                _check_finite(scalars["loss"], index)
+                _descend(loss, {"encoder": optimiser}, {"encoder": rate}, clip=None)
+            state.rows.append(
+                {"step": index, "epoch": index // per_epoch, "phase": "pretrain"}
+                | scalars
+                | {"lr_encoder": rate, "seconds": time.perf_counter() - started}
+            )
+            progress.note = f"loss {scalars['loss']:.3f}"
+            keep()
+    return pd.DataFrame(state.rows, columns=["step", "epoch", "phase", "loss", "lr_encoder", "seconds"])
 
 
-def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainConfig, *, seed: int) -> pd.DataFrame:
+def train(
+    task: Task,
+    videos: PairDataset,
+    images: StillDataset,
+    config: TrainConfig,
+    *,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+) -> pd.DataFrame:
     """Train the whole network by the paper's alternation of image and video iterations.
 
     Paper: 5.1.
@@ -67,48 +87,64 @@ def train(task: Task, videos: PairDataset, images: StillDataset, config: TrainCo
         for the loader), seconds (since the start).
 
     Raises:
-        TrainingError: the loss is no longer a number, or the device's memory is not enough.
+        CheckpointError: a checkpoint cannot be written.
+        TrainingError: the loss is no longer a number, the device's memory is not enough, or the process was told to
+            stop.
     """
+    distributed.share_batch_norm(task.network)
     schedule = Schedule(config, batches_per_epoch(len(videos), config.batch_size))
-    stops = {"video": config.epochs * schedule.video_batches, "image": config.epochs * schedule.image_batches}
-
-    def stream(phase: Phase, dataset: PairDataset | StillDataset, size: int) -> Iterator[Stills | Pairs]:
-        batches = EpochBatches(len(dataset), size, seed=seed, stream=phase, stop=stops[phase])
-        return iter(loader(dataset, batches, workers=config.workers))
-
-    streams = {
-        "video": stream("video", videos, config.batch_size),
-        "image": stream("image", images, config.image_batch_size),
-    }
     groups = task.parameter_groups()
-    optimisers = {name: _optimiser(group, config) for name, group in groups.items()}
-    iterations: dict[str, Callable[[Any], Any]] = {"video": task.video, "image": task.image}
-    rows: list[dict[str, Any]] = []
+    state = State(task, {name: _optimiser(group, config) for name, group in groups.items()})
     task.train()
-    started = time.perf_counter()
-    for index, progress in track_with_note(range(schedule.steps), "train", schedule.steps):
-        step = schedule.step(index)
-        waited = time.perf_counter()
-        batch = _to_device(next(streams[step.phase]), task)
-        waited = time.perf_counter() - waited
-        for name, group in groups.items():  # a frozen group costs no gradient and keeps its momentum as it is
-            for parameter in group:
-                parameter.requires_grad_(step.rates[name] > 0)
-        with _memory_enough("train", index):
-            loss = iterations[step.phase](batch)
-            _check_finite(loss.total, index)
-            _descend(loss.total, optimisers, step.rates, clip=config.clip_grad_norm)
-        rows.append(
-            {"step": index, "epoch": step.epoch, "phase": step.phase, "loss": loss.total.item()}
-            | {name: term.item() for name, term in loss.terms.items()}
-            | {f"lr_{name}": rate for name, rate in step.rates.items()}
-            | {"data_seconds": waited, "seconds": time.perf_counter() - started}
-        )
-        progress.note = f"epoch {step.epoch + 1}/{config.epochs} {step.phase} loss {rows[-1]['loss']:.3f}"
+    with resumable(state, checkpoints) as keep:
+        start, stop = schedule.batches_before(state.step), schedule.batches_before(schedule.steps)
+
+        def stream(phase: Phase, dataset: PairDataset | StillDataset, size: int) -> Iterator[Stills | Pairs]:
+            batches = _batches(dataset, size, seed, phase, start=start[phase], stop=stop[phase])
+            return loader(dataset, batches, workers=config.workers)
+
+        streams = {
+            "video": stream("video", videos, config.batch_size),
+            "image": stream("image", images, config.image_batch_size),
+        }
+        iterations: dict[str, Callable[[Any], Any]] = {"video": task.video, "image": task.image}
+        started = time.perf_counter() - state.seconds
+        for index, progress in track_with_note(range(state.step, schedule.steps), "train", schedule.steps):
+            progress.done = index  # after a resumption too
+            step = schedule.step(index)
+            waited = time.perf_counter()
+            batch = _to_device(next(streams[step.phase]), task)
+            waited = time.perf_counter() - waited
+            for name, group in groups.items():  # a frozen group costs no gradient and keeps its momentum as it is
+                for parameter in group:
+                    parameter.requires_grad_(step.rates[name] > 0)
+            with _memory_enough("train", index):
+                loss = iterations[step.phase](batch)
+                scalars = distributed.average({"loss": loss.total} | loss.terms)
+                _check_finite(scalars["loss"], index)
+                _descend(loss.total, state.optimisers, step.rates, clip=config.clip_grad_norm)
+            state.rows.append(
+                {"step": index, "epoch": step.epoch, "phase": step.phase}
+                | scalars
+                | {f"lr_{name}": rate for name, rate in step.rates.items()}
+                | {"data_seconds": waited, "seconds": time.perf_counter() - started}
+            )
+            progress.note = f"epoch {step.epoch + 1}/{config.epochs} {step.phase} loss {scalars['loss']:.3f}"
+            keep()
     for group in groups.values():
         for parameter in group:
             parameter.requires_grad_(True)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(state.rows)
+
+
+def _batches(
+    dataset: PairDataset | StillDataset, size: int, seed: int, stream: str, *, start: int, stop: int
+) -> EpochBatches:
+    """This process's slices of the batches of a stream."""
+    rank, processes = distributed.rank(), distributed.processes()
+    return EpochBatches(
+        len(dataset), size, seed=seed, stream=stream, start=start, stop=stop, rank=rank, processes=processes
+    )
 
 
 def _optimiser(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
@@ -130,6 +166,7 @@ def _descend(
     for name, optimiser in moving.items():
         group = optimiser.param_groups[0]
         group["lr"] = rates[name]
+        distributed.average_gradients(group["params"])
         if clip is not None:
             nn.utils.clip_grad_norm_(group["params"], clip)
         optimiser.step()
@@ -145,9 +182,9 @@ def _memory_enough(section: str, index: int) -> Iterator[None]:
         ) from None
 
 
-def _check_finite(loss: Tensor, index: int) -> None:
-    if not torch.isfinite(loss):
-        raise TrainingError(f"the loss is {loss.item()} at step {index}; a lower learning rate usually helps")
+def _check_finite(loss: float, index: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {index}; a lower learning rate usually helps")
 
 
 def _to_device(batch: Stills | Pairs, task: Task) -> Stills | Pairs:

@@ -70,6 +70,12 @@ class Schedule:
             batch = epoch * self.video_batches + group * self.config.video_steps_per_image + place - 1
         return Step(index, epoch, phase, batch, self.rates(index, epoch, phase))
 
+    def batches_before(self, index: int) -> dict[Phase, int]:
+        """How many batches each stream gave before this iteration: where it goes on when training is resumed."""
+        epoch, position = divmod(index, self.steps_per_epoch or 1)
+        images = epoch * self.image_batches - (-position // (self.config.video_steps_per_image + 1))
+        return {"image": images, "video": index - images}
+
     def rates(self, index: int, epoch: int, phase: Phase) -> dict[str, float]:
         """Learning rates of the groups `backbone` and `rest`.
 

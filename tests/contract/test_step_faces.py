@@ -1,4 +1,4 @@
-"""A step has one signature and several faces: the function, its command, its DVC stage. They say the same."""
+"""A step has one signature and several faces: the function, its command, its DVC stage, its Kubeflow component."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pdnet import steps
-from pdnet.cli import STEPS, build_parser
+from pdnet.cli import STEPS, _plain, build_parser, step_of
 from pdnet.config import Config, load_config, to_mapping
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 WHOLE_FILE = {"params.yaml": None}
 #: a step reads them, but they change how fast it runs, not what it writes
-SPEED_ONLY = {"train.workers", "train.cache_mb"}
+SPEED_ONLY = {"train.workers", "train.cache_mb", "train.checkpoint_seconds"}
 
 
 def lookup(mapping: dict[str, Any], dotted: str) -> Any:
@@ -56,7 +56,11 @@ def parameters(step: str) -> dict[str, inspect.Parameter]:
 
 def path_parameters(step: str) -> list[str]:
     hints = typing.get_type_hints(getattr(steps, step))
-    return [name for name in parameters(step) if hints[name] is Path]
+    return [name for name in parameters(step) if _plain(hints[name]) is Path]
+
+
+def required(step: str) -> list[str]:
+    return [name for name, parameter in parameters(step).items() if parameter.default is inspect.Parameter.empty]
 
 
 def as_option(name: str) -> str:
@@ -76,29 +80,40 @@ def parsed(stage: str) -> argparse.Namespace:
 def command_of(step: str) -> argparse.ArgumentParser:
     """The parser of a step's command."""
     parser = build_parser()
-    for name in ("data", "synth") if step == "data" else (step.replace("_", "-"),):
+    (command,) = (name for name in STEPS if step_of(name) == step)
+    for name in command.split():
         (choices,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         parser = choices.choices[name]
     return parser
 
 
-def test_every_step_after_the_data_is_a_stage_in_order():
-    assert [step.__name__ for step in steps.STEPS] == ["data", *STAGES]
-    assert {name for name in steps.__all__ if name != "STEPS"} == {"data", *STAGES}
-    assert list(STEPS) == ["data synth", *(stage.replace("_", "-") for stage in STAGES)]
+#: data.dvc stands for the data, and an engine needs a GPU: no stages of DVC
+NO_STAGE = {"data", "export_tensorrt"}
+#: commands that are no step of the pipeline
+BESIDE = {"synthesise", "outcome"}
+NAMES = [step.__name__ for step in steps.STEPS]
 
 
-@pytest.mark.parametrize("step", [step.__name__ for step in steps.STEPS])
+def test_every_step_is_a_stage_in_order():
+    assert [name for name in NAMES if name not in NO_STAGE] == list(STAGES)
+    assert {name for name in steps.__all__ if name != "STEPS"} == {*NAMES, *BESIDE}
+    commands = [step_of(command) for command in STEPS]
+    assert sorted(commands) == sorted([*NAMES, *BESIDE])
+    assert [name for name in commands if name in NAMES] == NAMES
+
+
+@pytest.mark.parametrize("step", [*NAMES, *BESIDE])
 class TestCommand:
     def test_a_step_takes_keywords_only_and_says_what_each_is(self, step):
         hints = typing.get_type_hints(getattr(steps, step))
         assert hints["return"] is type(None)
         for name, parameter in parameters(step).items():
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
-            assert hints[name] in (Path, str, int, Config)
+            assert hints[name] in (Path, Path | None, str, int, Config)
+            assert (hints[name] == Path | None) == (parameter.default is None)
             assert re.search(rf"^    {name}: \S", inspect.getdoc(getattr(steps, step)), re.MULTILINE), name
-        assert hints["out"] is Path
-        assert ("config" in hints) == (step != "data")
+        assert step == "outcome" or hints["out"] is Path
+        assert ("config" in hints) == (step not in ("data", "synthesise"))
 
     def test_the_options_are_the_parameters(self, step):
         options = {
@@ -116,24 +131,25 @@ class TestCommand:
             assert action.dest == name
             assert action.required == (parameter.default is inspect.Parameter.empty)
             assert action.required or action.default == parameter.default
-            assert action.type is typing.get_type_hints(getattr(steps, step))[name]
+            assert action.type is _plain(typing.get_type_hints(getattr(steps, step))[name])
             assert action.help
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
 class TestStage:
-    def test_the_command_is_that_of_the_step_with_every_option_given(self, stage):
+    def test_the_command_is_that_of_the_step_with_every_required_option_given(self, stage):
         assert words(stage)[:2] == ["pdnet", stage.replace("_", "-")]
         given = [word for word in words(stage)[2:] if word.startswith("-")]
-        assert sorted(given) == sorted(as_option(name) for name in parameters(stage))
+        assert sorted(given) == sorted(as_option(name) for name in required(stage))
         arguments = parsed(stage)
         assert arguments.params == Path("params.yaml")
-        for name in path_parameters(stage):
+        for name in set(path_parameters(stage)) & set(required(stage)):
             assert isinstance(getattr(arguments, name), Path)
 
     def test_what_it_reads_are_the_dependencies(self, stage):
         arguments = parsed(stage)
-        read = {str(getattr(arguments, name)) for name in path_parameters(stage) if name != "out"}
+        given = (getattr(arguments, name) for name in path_parameters(stage) if name != "out")
+        read = {str(path) for path in given if path is not None}
         found = [path for path in STAGES[stage]["deps"] if not path.startswith(("pdnet/", "benchmarks/"))]
         assert len(found) == len(read)
         for path in read:  # the folder, or the one file in it that matters
@@ -173,6 +189,75 @@ class TestStage:
         assert "" not in read, "the step hands on the whole configuration: it depends on the whole file"
         unseen = {name for name in read if not any(f"{name}.".startswith(f"{known}.") for known in watched)}
         assert unseen <= SPEED_ONLY
+
+
+def component_of(step: str) -> ast.FunctionDef:
+    """The source of a step's Kubeflow component."""
+    tree = ast.parse((ROOT / "components" / step / "component.py").read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    assert function.name == step
+    return function
+
+
+def calls_of(function: ast.FunctionDef, step: str) -> Iterator[set[str]]:
+    """The keywords of each call of the step in a component, by itself or by `run.launch(step, ...)`."""
+    literals = {
+        target.id: {ast.literal_eval(key) for key in node.value.keys if key is not None}
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Call):
+            continue
+        launched = isinstance(node.func, ast.Attribute) and node.func.attr == "launch"
+        name = node.args[0] if launched else node.func
+        if not isinstance(name, ast.Name) or name.id != step:
+            continue
+        keys: set[str] = set()
+        for keyword in node.keywords:
+            keys |= {keyword.arg} if keyword.arg else literals[keyword.value.id]
+        yield (keys - {"processes"}) | {"config"} if launched else keys
+
+
+def test_every_step_is_a_component():
+    folders = {path.parent.name for path in (ROOT / "components").glob("*/component.py")}
+    assert folders == {*NAMES, "outcome"}
+
+
+@pytest.mark.parametrize("step", [*NAMES, "outcome"])
+class TestComponent:
+    def test_it_calls_the_step_with_all_that_it_takes(self, step):
+        calls = list(calls_of(component_of(step), step))
+        assert calls == [set(parameters(step))]
+
+    def test_a_folder_that_the_step_reads_is_an_artifact_of_the_same_name(self, step):
+        """Data come by pointer, `out` is an output, checkpoints and policy lie in the workspace."""
+        function = component_of(step)
+        named = {argument.arg: ast.unparse(argument.annotation) for argument in function.args.args}
+        known = {"videos": "dataset", "images": "dataset", "checkpoints": "workspace", "policy": "policy"}
+        optional = {name for name, value in parameters(step).items() if value.default is None}
+        for name in path_parameters(step):
+            if name == "out" and step == "data":
+                continue  # into the workspace
+            annotation = named[known.get(name, name)]
+            if name in ("checkpoints", "policy"):
+                assert annotation == "str"
+            else:
+                assert annotation.startswith("Output[" if name == "out" else "Input["), name
+                given = dict(zip(reversed(list(named)), reversed(function.args.defaults), strict=False))
+                assert (name in given) == (name in optional)
+
+    def test_every_parameter_is_described(self, step):
+        function = component_of(step)
+        told = re.findall(r"^    (\w+): \S", inspect.cleandoc(ast.get_docstring(function) or ""), re.MULTILINE)
+        assert told == [argument.arg for argument in function.args.args]
+
+    def test_it_installs_nothing(self, step):
+        decorator = ast.unparse(component_of(step).decorator_list[0])
+        assert "install_kfp_package=False" in decorator
+        assert "packages_to_install" not in decorator
 
 
 def parameters_read(path: Path) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from small_networks import images, small_network
 
+import pdnet
 from pdnet.errors import ExportError
 from pdnet.export.onnx import PairGraph, export_pair
 from pdnet.inference.onnx_session import OnnxModel, OnnxSession
@@ -69,6 +70,14 @@ def test_file_is_valid_and_says_what_it_is(exported):
     assert {value.name: shape_of(value) for value in model.graph.output} == {"probability": ["batch", 1, SIZE, SIZE]}
     assert not (path.parent / f"{path.name}.data").exists(), "the weights belong into the file"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_file_does_not_name_the_machine_that_made_it(exported):
+    _, path = exported
+    content = path.read_bytes()
+    assert b"site-packages" not in content
+    assert b'File "' not in content
+    assert str(Path(pdnet.__file__).parent).encode() not in content
 
 
 def test_a_clip_through_the_file_equals_the_clip_through_the_network(exported):

@@ -89,3 +89,15 @@ def test_warmup_rises_in_a_line_then_falls() -> None:
     assert values[4:] == [poly(index, 36, 0.9) for index in range(36)]
     assert [warmup_poly(index, 5, 0.9, 0.0) for index in range(5)] == [poly(index, 5, 0.9) for index in range(5)]
     assert all(0 < warmup_poly(index, 3, 0.9, 1.0) < 1 for index in range(3))
+
+
+@pytest.mark.parametrize(("video_batches", "video_steps_per_image"), [(5, 2), (3, 2), (4, 1), (1, 3)])
+def test_batches_before_an_iteration_are_counted(video_batches: int, video_steps_per_image: int) -> None:
+    schedule = Schedule(TrainConfig(epochs=3, video_steps_per_image=video_steps_per_image), video_batches)
+    given = {"image": 0, "video": 0}
+    for index in range(schedule.steps):
+        assert schedule.batches_before(index) == given
+        step = schedule.step(index)
+        assert step.batch == given[step.phase]
+        given[step.phase] += 1
+    assert schedule.batches_before(schedule.steps) == given
