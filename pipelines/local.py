@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -36,32 +37,36 @@ def run(package: str, arguments: dict[str, Any], place: Place) -> int:
     from kfp import components, local
 
     base = place.root / "build" / "kubeflow"
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    workspace = base / f"workspace-{stamp}-{os.getpid()}"  # kfp removes it at the end
-    workspace.mkdir(parents=True)
+    stamp = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
+    workspace = base / f"workspace-{stamp}"
     docker = place.runner == "docker"
     if docker:
         runner = docker_runner(arguments, place)
     else:
         os.environ.setdefault("PDNET_DVC_CACHE", str(place.root / ".dvc" / "cache"))
         runner = local.SubprocessRunner(use_venv=False)
-    # Tasks find the tracking store as the project's own commands do.
-    with contextlib.chdir(place.root), warnings.catch_warnings(), told(base / f"run-{stamp}.log") as console:
-        warnings.simplefilter("ignore")
-        local.init(
-            runner,
-            pipeline_root=str(base),
-            workspace_root=str(workspace),
-            raise_on_error=False,
-            # Kubeflow's local cache does not know what is inside an image.
-            enable_caching=place.cache and not docker,
-            cache_root=str(base / "cache"),
-        )
-        components.load_component_from_text(adapted(package, arguments["image"], retries=docker))(**arguments)
+    pipeline = components.load_component_from_text(adapted(package, arguments, retries=docker))
+    workspace.mkdir(parents=True)
+    try:
+        # Tasks find the tracking store as the project's own commands do.
+        with contextlib.chdir(place.root), warnings.catch_warnings(), told(base / f"run-{stamp}.log") as console:
+            warnings.simplefilter("ignore")
+            local.init(
+                runner,
+                pipeline_root=str(base),
+                workspace_root=str(workspace),
+                raise_on_error=False,
+                # Kubeflow's local cache does not know what is inside an image.
+                enable_caching=place.cache and not docker,
+                cache_root=str(base / "cache"),
+            )
+            pipeline(**arguments)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)  # Kubeflow removes it after a run that was not interrupted
     return console.summary()
 
 
-def adapted(package: str, image: str, *, retries: bool) -> str:
+def adapted(package: str, arguments: Mapping[str, Any], *, retries: bool) -> str:
     """The compiled pipeline as Kubeflow's local runners can run it.
 
     They leave a parameter in an image's name as it is, and sit out the waits between retries that are meant for
@@ -69,7 +74,8 @@ def adapted(package: str, image: str, *, retries: bool) -> str:
     """
     pipeline, platform = yaml.safe_load_all(package)
     for executor in pipeline["deploymentSpec"]["executors"].values():
-        executor["container"]["image"] = image or "python"
+        parameter = executor["container"]["image"].rpartition("pipelinechannel--")[2].partition("'")[0]
+        executor["container"]["image"] = arguments.get(parameter) or "python"
     graphs = [pipeline["root"], *pipeline["components"].values()]
     for task in (task for graph in graphs for task in graph.get("dag", {}).get("tasks", {}).values()):
         if "retryPolicy" in task:
