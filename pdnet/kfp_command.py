@@ -11,13 +11,13 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pdnet.errors import ConfigError, PDNetError, UnavailableError
 
 #: Options of Kubeflow's command that may stand before `run` and have a value.
 _GLOBAL = ("--endpoint", "--existing-token", "--namespace", "-n")
-_HELP = ("--help", "-h")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,14 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             definition, options = found
             return run(options, definition=definition, prog="kfp")
         command = upstream()
-        if any(word in _HELP for word in words):
-            return show_help(command, words)
     except PDNetError as error:
         sys.stderr.write(f"kfp: error: {error}\n")
         return error.exit_code
     # `kfp dsl compile --py pipelines/pdnet.py` imports that file by its name, which is ours too.
     for name in [name for name in sys.modules if name.partition(".")[0] == "pdnet"]:
         del sys.modules[name]
+    if words == ["run", "--help"]:
+        sys.stdout.write("pdnet: `kfp run pipelines/pdnet.py --help` tells of running the pipeline.\n\n")
+        sys.stdout.flush()
+    groups: Any = importlib.import_module(command.__module__.replace("__main__", "cli"))
+    groups.client = SimpleNamespace(Client=Later)
     sys.argv = ["kfp", *words]
     command()
     return 0
@@ -52,7 +55,7 @@ def split(words: Sequence[str]) -> tuple[Path, list[str]] | None:
     for index, word in enumerate(after):
         if word.endswith(".py"):
             return Path(word), [*before, *after[:index], *after[index + 1 :]]
-        if not word.startswith("-") and (index == 0 or not after[index - 1].startswith("--")):
+        if not word.startswith("-") and (index == 0 or not after[index - 1].startswith("-")):
             return None  # `run create`, `run list`, ...
     return None
 
@@ -91,22 +94,16 @@ def upstream() -> Callable[[], Any]:
     return command
 
 
-def show_help(command: Callable[[], Any], words: Sequence[str]) -> int:
-    """Print the help of one of Kubeflow's commands, which itself asks the cluster first, even for that."""
-    import click
+class Later:
+    """Kubeflow's client, made where it is first used: its command makes it even for help, and asks the server."""
 
-    current: Any = importlib.import_module(command.__module__.replace("__main__", "cli")).cli
-    context = click.Context(current, info_name="kfp")
-    for word in words:
-        if isinstance(current, click.Group) and not word.startswith("-"):
-            found = current.commands.get(word) or current.commands.get(word.removesuffix("s"))
-            if found is None:
-                break
-            current, context = found, click.Context(found, info_name=word, parent=context)
-    if [word for word in words if not word.startswith("-")] == ["run"]:
-        sys.stdout.write("pdnet: `kfp run pipelines/pdnet.py --help` tells of running the pipeline.\n\n")
-    sys.stdout.write(current.get_help(context) + "\n")
-    return 0
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        client = importlib.import_module("kfp.client").Client(*self.arguments)
+        self.__dict__.update(vars(client))
+        return getattr(client, name)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from pdnet.config import load_config
 from pdnet.data.versions import tracked_version
 from pdnet.errors import ConfigError, DataError, PDNetError
+from pdnet.tracking.store import public_uri
 
 RUNNERS = ("local", "docker", "cluster")
 #: What `make images` builds here; a cluster pulls one by digest.
@@ -115,7 +117,7 @@ def placed(options: argparse.Namespace, root: Path) -> Place:
         runner=runner,
         endpoint=endpoint,
         token=options.existing_token or os.environ.get("KFP_EXISTING_TOKEN"),
-        namespace=options.namespace,
+        namespace=options.namespace or os.environ.get("KFP_NAMESPACE"),
         wait=options.wait,
         cache=not options.no_cache,
     )
@@ -136,6 +138,7 @@ def pipeline_arguments(options: argparse.Namespace, place: Place) -> dict[str, A
         ConfigError: an unknown parameter, a value of the wrong type, a wrong params file, an image without digest.
         DataError: no such data version.
     """
+    typed = overrides(options.overrides)
     params = options.params or place.root / "params.yaml"
     load_config(params)  # a wrong key is told here, not by a pod
     md5, revision = data_version(place.root, options.data_version)
@@ -154,7 +157,7 @@ def pipeline_arguments(options: argparse.Namespace, place: Place) -> dict[str, A
             found["promotion_policy"] = options.policy.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{options.policy}: cannot be read ({error})") from None
-    found |= overrides(options.overrides)
+    found |= typed
     check(found, place)
     return found
 
@@ -177,7 +180,10 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, types, 1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(types)}"
             raise ConfigError(f"the pipeline has no parameter '{key}'{hint}")
-        value = text if types[key] is str else yaml.safe_load(text)
+        try:
+            value = text if types[key] is str else yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = None
         if type(value) is not types[key]:
             raise ConfigError(f"{key}={text}: expected {types[key].__name__}")
         found[key] = value
@@ -203,6 +209,12 @@ def check(arguments: Mapping[str, Any], place: Place) -> None:
             shown = f"'{arguments[name]}'" if arguments.get(name) else "none given"
             remedy = f"{name}=NAME@sha256:..." + (" (or PDNET_IMAGE)" if name == "image" else "")
             raise ConfigError(f"{name}: {shown}, expected an image by digest, which caching relies on: {remedy}")
+    store = urlsplit(arguments["mlflow_uri"])
+    if store.scheme not in ("http", "https") or store.hostname in ("localhost", "127.0.0.1", "::1"):
+        shown = public_uri(arguments["mlflow_uri"])
+        raise ConfigError(
+            f"mlflow_uri: {shown} is a store of this machine, which pods cannot reach; try {CLUSTER_MLFLOW}"
+        )
     if not arguments["data_remote"]:
         raise DataError("no DVC remote for pods to read: `dvc remote add --default NAME s3://BUCKET/PATH`, `dvc push`")
     if "://" not in arguments["data_remote"]:
@@ -219,12 +231,12 @@ def data_version(root: Path, revision: str | None) -> tuple[str, str]:
         md5, _ = tracked_version(root / "data.dvc")
         if md5 is None:
             raise DataError(f"{root / 'data.dvc'}: missing or not a DVC file; `make data` or `dvc add data` makes it")
-        clean = git(root, "diff", "--quiet", "HEAD", "--", "data.dvc") is not None
-        return md5, (git(root, "rev-parse", "HEAD") or "") if clean else ""
+        committed = git(root, "ls-files", "data.dvc") and git(root, "diff", "--quiet", "HEAD", "--", "data.dvc") == ""
+        return md5, (git(root, "rev-parse", "HEAD") or "") if committed else ""
     commit = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if not commit:
         raise DataError(f"--data-version {revision}: no such revision of {root}")
-    text = git(root, "show", f"{commit}:data.dvc")
+    text = git(root, "show", f"{commit}:./data.dvc")
     if text is None:
         raise DataError(f"--data-version {revision}: has no data.dvc")
     with tempfile.TemporaryDirectory() as folder:

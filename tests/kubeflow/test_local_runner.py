@@ -12,7 +12,7 @@ from pipeline_file import ROOT
 pytest.importorskip("kfp")
 sys.path.insert(0, str(ROOT))
 
-from pipelines.local import Console, adapted  # noqa: E402
+from pipelines.local import Console, adapted
 
 GOLDEN = (ROOT / "tests" / "kubeflow" / "golden" / "pdnet.yaml").read_text()
 IMAGES = {"image": "registry/pdnet:1", "tensorrt_image": "registry/pdnet:2"}
