@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -127,8 +128,10 @@ def run_in_processes(count: int, command: list[str], *, logs: Path) -> None:
         run(parse_args([*torchrun, *command]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         told, words = last_words(logs)
-        rank = told if told in error.failures else error.get_first_failure()[0]
-        failure = error.failures[rank]
+        rank, failure = error.get_first_failure()
+        stopped = (128 + signal.SIGTERM, -signal.SIGTERM)  # as torchrun ends the others, perhaps the one that told
+        if told in error.failures and error.failures[told].exitcode not in stopped:
+            rank, failure = told, error.failures[told]
         ended = f"exit code {failure.exitcode}" if failure.exitcode > 0 else failure.signal_name()
         known = PDNetError(words or f"process {rank} of {count} ended with {ended}; what it said is above")
         known.exit_code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -194,7 +197,12 @@ def task(
     failure = shared / "failures" / f"{step}.txt"
     try:
         with show_progress():
-            config = parse_config(params, source="params")
+            try:
+                config = parse_config(params, source="params")
+            except ConfigError:
+                if step != "outcome":  # which has to tell of just that
+                    raise
+                config = Config()
             if experiment:
                 tracking = dataclasses.replace(config.tracking, experiment=experiment)
                 config = dataclasses.replace(config, tracking=tracking)

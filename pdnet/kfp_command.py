@@ -68,7 +68,7 @@ def run(options: Sequence[str], *, definition: Path, prog: str) -> int:
         UnavailableError: Kubeflow's SDK is not installed.
     """
     if not definition.is_file():
-        raise ConfigError(f"{definition}: no such file; in the project's folder it is pipelines/pdnet.py")
+        raise ConfigError(f"{definition}: no such file; run it in the project's folder, or name the file there")
     folder = definition.resolve().parent
     if not (folder / "run.py").is_file() or folder.name != "pipelines":
         raise ConfigError(f"{definition}: expected pipelines/pdnet.py of the project; others run by `kfp run create`")

@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from pdnet.errors import UnavailableError
-from pipelines.run import Place
+from pipelines.run import Place, cache_folder
 
 #: What a container needs to know of the caller's environment.
 PASSED_ON = re.compile(r"(AWS|MLFLOW|OMP)_\w+")
@@ -43,7 +44,8 @@ def run(package: str, arguments: dict[str, Any], place: Place) -> int:
     if docker:
         runner = docker_runner(arguments, place)
     else:
-        os.environ.setdefault("PDNET_DVC_CACHE", str(place.root / ".dvc" / "cache"))
+        os.environ.setdefault("PDNET_DVC_CACHE", str(cache_folder(place.root)))
+        os.environ.pop("PDNET_IMAGE", None)  # the caller's default for a cluster; here no image runs
         runner = local.SubprocessRunner(use_venv=False)
     pipeline = components.load_component_from_text(adapted(package, arguments, retries=docker))
     workspace.mkdir(parents=True)
@@ -61,8 +63,11 @@ def run(package: str, arguments: dict[str, Any], place: Place) -> int:
                 cache_root=str(base / "cache"),
             )
             pipeline(**arguments)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)  # Kubeflow removes it after a run that was not interrupted
+    finally:  # Kubeflow sees to it after a run that was not interrupted
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(workspace, ignore_errors=True)
     return console.summary()
 
 
@@ -105,10 +110,13 @@ def docker_runner(arguments: Mapping[str, Any], place: Place) -> Any:
     docker_task_handler.run_docker_container = run_container
     root = str(place.root)
     environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
-    environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.root / 'mlflow.db'}")
-    environment["PDNET_DVC_CACHE"] = str(place.root / ".dvc" / "cache")
+    store = arguments["mlflow_uri"] or f"sqlite:///{place.root / 'mlflow.db'}"
+    cache = str(cache_folder(place.root))
+    environment |= {"MLFLOW_TRACKING_URI": store, "PDNET_DVC_CACHE": cache}
+    database = Path(store.removeprefix("sqlite:///")).parent if store.startswith("sqlite:///") else place.root
     remote = arguments["data_remote"]
-    folders = {root, *([remote] if remote and "://" not in remote and Path(remote).is_dir() else [])}
+    wanted = (cache, str(database), remote if "://" not in remote else "")
+    folders = {root, *(path for path in wanted if path and Path(path).is_dir() and not Path(path).is_relative_to(root))}
     gpus = arguments.get("gpus", 0)
     devices = [docker.types.DeviceRequest(count=gpus, capabilities=[["gpu"]])] if gpus else None
     return local.DockerRunner(

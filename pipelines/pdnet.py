@@ -162,6 +162,8 @@ def pdnet(
         with dsl.Elif(gpus == 0, name="no-gpu"):
             registered()
         with dsl.Else(name="with-tensorrt"):
-            engine = export_tensorrt(**about, export=exported.outputs["out"], evaluation=scored.outputs["out"])
+            engine = export_tensorrt(
+                **about | {"image": tensorrt_image}, export=exported.outputs["out"], evaluation=scored.outputs["out"]
+            )
             on_gpu(engine, "export_tensorrt").set_container_image(tensorrt_image)
             registered(tensorrt=engine.outputs["out"])

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pdnet.config import load_config
+from pdnet.config import Config, load_config, load_yaml
 from pdnet.data.versions import tracked_version
 from pdnet.errors import ConfigError, DataError, PDNetError
+from pdnet.tracking.promotion import PromotionPolicy
 from pdnet.tracking.store import public_uri
 
 RUNNERS = ("local", "docker", "cluster")
@@ -30,6 +32,9 @@ IMAGES = {"docker": "pdnet:cpu", "cluster": ""}
 ENDPOINTS = ("KF_PIPELINES_ENDPOINT", "KFP_ENDPOINT")
 #: Where the manifests under infra/k8s/ put the tracking server.
 CLUSTER_MLFLOW = "http://mlflow.pdnet.svc.cluster.local:5000"
+#: Parameters that are a file's text, and the option that takes the file.
+FILES = {"params": "--params", "promotion_policy": "--policy"}
+MD5 = re.compile(r"[0-9a-f]{32}\.dir")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
@@ -57,8 +62,12 @@ class Place:
 
 
 def main(argv: Sequence[str], *, root: Path, prog: str) -> int:
-    """Run the pipeline; the exit code is 0, 1 of a run that failed, 2 of wrong input, 4 of what is not there."""
+    """Run the pipeline; the exit code is 0, 1 of a run that failed, 2 of wrong input or of a cluster that does not
+    answer, 4 of what this machine lacks, 130 of an interruption.
+    """
     options = parser(prog).parse_intermixed_args(argv)
+    for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: nothing stays behind
+        signal.signal(stop, signal.default_int_handler)
     try:
         place = placed(options, root)
         arguments = pipeline_arguments(options, place)
@@ -107,7 +116,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def placed(options: argparse.Namespace, root: Path) -> Place:
     """Decide where the run goes."""
     endpoint = options.endpoint or next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
-    kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    kubeconfig = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")  # noqa: PTH111 - HOME may be unset
     configured = endpoint or any(Path(path).is_file() for path in kubeconfig.split(os.pathsep))
     runner = options.runner or ("cluster" if configured else "local")
     if options.endpoint and runner != "cluster":
@@ -140,7 +149,7 @@ def pipeline_arguments(options: argparse.Namespace, place: Place) -> dict[str, A
     """
     typed = overrides(options.overrides)
     params = options.params or place.root / "params.yaml"
-    load_config(params)  # a wrong key is told here, not by a pod
+    config = load_config(params)  # a wrong key is told here, not by a pod
     md5, revision = data_version(place.root, options.data_version)
     found: dict[str, Any] = {
         "params": params.read_text(encoding="utf-8"),
@@ -149,17 +158,24 @@ def pipeline_arguments(options: argparse.Namespace, place: Place) -> dict[str, A
         "data_remote": data_remote(place.root),
         "image": "" if place.runner == "local" else os.environ.get("PDNET_IMAGE") or IMAGES[place.runner],
         "code": code_version(place.root),
-        "mlflow_uri": os.environ.get("MLFLOW_TRACKING_URI") or (CLUSTER_MLFLOW if place.runner == "cluster" else ""),
+        "mlflow_uri": tracking_uri(place),
         "gpus": 1 if place.runner == "cluster" else 0,
     }
     if options.policy:
-        try:
-            found["promotion_policy"] = options.policy.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{options.policy}: cannot be read ({error})") from None
+        load_yaml(PromotionPolicy, options.policy, what="the promotion policy")  # likewise
+        found["promotion_policy"] = options.policy.read_text(encoding="utf-8")
     found |= typed
-    check(found, place)
+    check(found, place, config)
     return found
+
+
+def tracking_uri(place: Place) -> str:
+    """The MLflow store; a SQLite file by its whole path, as containers have another working folder."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if place.runner == "cluster":
+        return given or CLUSTER_MLFLOW
+    file = given.removeprefix("sqlite:///")
+    return f"sqlite:///{place.root / file}" if file and file != given else given
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -176,6 +192,8 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals:
             raise ConfigError(f"'{word}': expected key=value")
+        if key in FILES:
+            raise ConfigError(f"{key}: is the text of a file; give the file, {FILES[key]} FILE")
         if key not in types:
             near = difflib.get_close_matches(key, types, 1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(types)}"
@@ -190,7 +208,7 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def check(arguments: Mapping[str, Any], place: Place) -> None:
+def check(arguments: Mapping[str, Any], place: Place, config: Config) -> None:
     """Refuse what could only fail later.
 
     Raises:
@@ -199,16 +217,44 @@ def check(arguments: Mapping[str, Any], place: Place) -> None:
     for name, least in (("gpus", 0), ("nodes", 1)):
         if arguments.get(name, least) < least:
             raise ConfigError(f"{name}={arguments[name]}: expected at least {least}")
-    if place.runner != "cluster":
-        if arguments.get("nodes", 1) > 1:
-            raise ConfigError(f"nodes={arguments['nodes']}: several nodes need a cluster; here it is 1")
-        return
+    if place.runner != "cluster" and arguments.get("nodes", 1) > 1:
+        raise ConfigError(f"nodes={arguments['nodes']}: several nodes need a cluster; here it is 1")
+    if not MD5.fullmatch(arguments["data_md5"]):
+        raise ConfigError(f"data_md5={arguments['data_md5']}: expected <32 hex digits>.dir, as data.dvc has it")
+    if not all(isinstance(value, str) for value in arguments.get("gpu_type", {}).values()):
+        raise ConfigError(f"gpu_type={arguments['gpu_type']}: expected labels, which are text: {{name: 'value'}}")
+    if not all(isinstance(entry, dict) for entry in arguments.get("tolerations", [])):
+        raise ConfigError(f"tolerations={arguments['tolerations']}: expected a list as in a pod's specification")
+    processes = max(1, arguments["gpus"])
+    for key, size, count in (
+        ("pretrain.batch_size", config.pretrain.batch_size, processes),
+        ("train.batch_size", config.train.batch_size, processes * arguments.get("nodes", 1)),
+        ("train.image_batch_size", config.train.image_batch_size, processes * arguments.get("nodes", 1)),
+    ):
+        if size % count:
+            raise ConfigError(
+                f"{key}: {size}, expected a multiple of the {count} processes (gpus, nodes) that share it"
+            )
+    if place.runner == "cluster":
+        check_for_pods(arguments)
+
+
+def check_for_pods(arguments: Mapping[str, Any]) -> None:
+    """Refuse what pods could not use, or should not be told.
+
+    Raises:
+        ConfigError: an image without digest, an MLflow store of this machine, a password.
+        DataError: a DVC remote that pods cannot read.
+    """
     wanted = ["image", *(["tensorrt_image"] if arguments.get("tensorrt") else [])]
     for name in wanted:
         if not DIGEST.fullmatch(arguments.get(name, "")):
             shown = f"'{arguments[name]}'" if arguments.get(name) else "none given"
             remedy = f"{name}=NAME@sha256:..." + (" (or PDNET_IMAGE)" if name == "image" else "")
             raise ConfigError(f"{name}: {shown}, expected an image by digest, which caching relies on: {remedy}")
+    for name in ("mlflow_uri", "data_remote"):
+        if urlsplit(arguments[name]).password:
+            raise ConfigError(f"{name}: holds a password, which the run's page would show; the Secrets are for that")
     store = urlsplit(arguments["mlflow_uri"])
     if store.scheme not in ("http", "https") or store.hostname in ("localhost", "127.0.0.1", "::1"):
         shown = public_uri(arguments["mlflow_uri"])
@@ -253,6 +299,11 @@ def data_remote(root: Path) -> str:
     name = dvc(root, "config", "core.remote")
     url = dvc(root, "config", f"remote.{name}.url") if name else ""
     return url if "://" in url or not url else str((root / ".dvc" / url).resolve())
+
+
+def cache_folder(root: Path) -> Path:
+    """The project's DVC cache."""
+    return Path(dvc(root, "cache", "dir") or root / ".dvc" / "cache")
 
 
 def code_version(root: Path) -> str:

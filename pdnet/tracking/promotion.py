@@ -67,7 +67,8 @@ class Verdict:
 def promote(model: str, version: str, policy: PromotionPolicy) -> Verdict:
     """Judge a version of the registered model, and make it the champion where it deserves it.
 
-    The champion before it becomes `previous`. The verdict stands as the tag `promotion` of the version.
+    The champion before it becomes `previous`. The verdict stands as the tag `promotion` of the version. Of two
+    promotions at once the later one wins, whatever the other had judged: the registry has no lock.
 
     Args:
         model: name of the registered model.

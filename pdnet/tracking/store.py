@@ -59,7 +59,14 @@ def experiment_id(store: Store, name: str) -> str:
     """The id of the experiment, made where it is new."""
     if (found := store.client.get_experiment_by_name(name)) is not None:
         return str(found.experiment_id)
-    return str(store.client.create_experiment(name, artifact_location=store.artifact_location))
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(store.client.create_experiment(name, artifact_location=store.artifact_location))
+    except MlflowException:
+        if (found := store.client.get_experiment_by_name(name)) is None:  # else another run was faster
+            raise
+        return str(found.experiment_id)
 
 
 def origin_tags() -> dict[str, str]:

@@ -291,7 +291,7 @@ def _first_failure_speaks(store: Store) -> Iterator[None]:
             first = False
         if not first:
             raise SystemExit(getattr(error, "exit_code", 1)) from None
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error)):
             raise TrainingError(
                 "another process of this training has died without a word (killed, or out of memory?)"
             ) from error

@@ -114,6 +114,13 @@ def test_every_image_is_the_runs_own_and_none_is_named_in_the_definition(spec):
     for label, executor in spec["deploymentSpec"]["executors"].items():
         wanted = "tensorrt_image" if label == "exec-export-tensorrt" else "image"
         assert executor["container"]["image"] == f"{{{{$.inputs.parameters['pipelinechannel--{wanted}']}}}}"
+    for name, group in dags(spec):  # and it is the one on record
+        for task_name, task in group["dag"]["tasks"].items():
+            label = spec["components"][task["componentRef"]["name"]].get("executorLabel")
+            if label:
+                wanted = "tensorrt_image" if label == "exec-export-tensorrt" else "image"
+                told = task["inputs"]["parameters"]["image"]["componentInputParameter"]
+                assert told.removeprefix("pipelinechannel--") == wanted, f"{name}/{task_name}"
     assert "defaultValue" not in spec["root"]["inputDefinitions"]["parameters"]["image"]
 
 

@@ -325,3 +325,11 @@ class TestWhatPeopleRead:
         path = container.policy_file(run, "min_jf: 90\n")
         assert path is not None
         assert path.read_text() == "min_jf: 90\n"
+
+
+def test_a_failure_is_recorded_whatever_the_parameters_are(tmp_path):
+    """The exit handler has to tell of just that."""
+    with task("outcome", params="foo", workspace=str(tmp_path), experiment="broken") as run:
+        assert run.config.tracking.experiment == "broken"
+    with pytest.raises(SystemExit), task("train", params="foo", workspace=str(tmp_path)):
+        pass

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import sqlite3
+import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from project_copy import Project
@@ -148,6 +153,29 @@ class TestLater:
         assert told[0].startswith("validate: ")
         assert "min_short_side" in told[0]
         assert rows(done, "SELECT status FROM runs WHERE name LIKE 'failed %'") == [("FAILED",)]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_run_that_is_stopped_leaves_nothing_working(self, done, number):
+        command = ("kfp", "run", "pipelines/pdnet.py", "--no-cache")
+        process = subprocess.Popen(
+            command, cwd=done.root, env=done.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        tasks: list[psutil.Process] = []
+        while not tasks and process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):  # one of the short ones
+                tasks = [
+                    child
+                    for child in psutil.Process(process.pid).children(recursive=True)
+                    if "kfp.dsl.executor_main" in child.cmdline()
+                ]
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, told = process.communicate()
+        assert process.returncode == 130
+        assert told == "kfp: interrupted\n"
+        assert tasks
+        assert not any(task.is_running() and task.status() != psutil.STATUS_ZOMBIE for task in tasks)
+        assert not list(done.results.glob("workspace-*"))
 
     def test_an_older_version_of_the_data_is_named_by_its_revision(self, done):
         revision = done.run("git", "rev-parse", "HEAD").strip()
