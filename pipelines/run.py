@@ -67,7 +67,8 @@ def main(argv: Sequence[str], *, root: Path, prog: str) -> int:
     """
     options = parser(prog).parse_intermixed_args(argv)
     for stop in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: nothing stays behind
-        signal.signal(stop, signal.default_int_handler)
+        if signal.getsignal(stop) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(stop, signal.default_int_handler)
     try:
         place = placed(options, root)
         arguments = pipeline_arguments(options, place)

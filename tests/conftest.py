@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Before torch is imported. One thread is enough for pictures this small, here and in the commands that tests start;
 # several wait for each other for long where other work keeps the cores busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts the tests in the background tells them to ignore interrupts, and so the commands that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

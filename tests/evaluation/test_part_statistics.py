@@ -14,7 +14,7 @@ from pdnet.inference.session import Prediction
 def frame(part_prob: list[float], saliency: np.ndarray, mask: np.ndarray) -> Frame:
     """A frame with the same part probabilities everywhere."""
     prob = np.broadcast_to(np.array(part_prob, np.float32)[:, None, None], (len(part_prob), *saliency.shape))
-    return Frame(SimpleNamespace(clip="talk/a", frame="00000"), mask, 1.0, 1.0, Prediction(mask, saliency, prob))
+    return Frame(SimpleNamespace(clip="talk/a", frame="00000"), mask, mask, 1.0, 1.0, Prediction(mask, saliency, prob))
 
 
 def test_a_part_that_is_everywhere_second_has_a_share_but_no_pixels() -> None:

@@ -32,7 +32,8 @@ def frame(left: list[float], right: list[float]) -> Frame:
     """All portrait; `left` and `right` are the probabilities of the parts in either half."""
     prob = np.repeat(np.array([left, left, right, right], np.float32).T[:, None], 4, axis=1)
     prediction = Prediction(np.ones((4, 4), np.float32), np.ones((4, 4), np.float32), prob)
-    return Frame(SimpleNamespace(clip="talk/a", frame="00000"), np.ones((4, 4), bool), 1.0, 1.0, prediction)
+    whole = np.ones((4, 4), bool)
+    return Frame(SimpleNamespace(clip="talk/a", frame="00000"), whole, whole, 1.0, 1.0, prediction)
 
 
 def test_parts_are_matched_under_the_names_of_the_data_set(videos: Path) -> None:
