@@ -154,7 +154,7 @@ class TestLater:
         assert "min_short_side" in told[0]
         assert rows(done, "SELECT status FROM runs WHERE name LIKE 'failed %'") == [("FAILED",)]
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
     def test_a_run_that_is_stopped_leaves_nothing_working(self, done, number):
         command = ("kfp", "run", "pipelines/pdnet.py", "--no-cache")
         process = subprocess.Popen(
