@@ -172,6 +172,7 @@ def task(
     image: str = "",
     mlflow_uri: str = "",
     experiment: str = "",
+    tolerant: bool = False,
 ) -> Iterator[Task]:
     """Run a step: parsed parameters in, a failure as one line and an exit code out.
 
@@ -185,6 +186,7 @@ def task(
         image: container image, for the record.
         mlflow_uri: tracking server; empty for that of the environment.
         experiment: replaces `tracking.experiment` where not empty.
+        tolerant: take the defaults for parameters that are wrong: for what has to tell of just that.
 
     Raises:
         SystemExit: with the exit code of the failure.
@@ -200,7 +202,7 @@ def task(
             try:
                 config = parse_config(params, source="params")
             except ConfigError:
-                if step != "outcome":  # which has to tell of just that
+                if not tolerant:
                     raise
                 config = Config()
             if experiment:

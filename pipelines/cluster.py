@@ -21,7 +21,7 @@ import urllib3
 import yaml
 
 from pdnet.errors import PDNetError
-from pipelines.run import Place
+from pipelines.run import Place, tasks_of
 
 #: Kubeflow's own namespace, where an installation for one user executes its runs too.
 KUBEFLOW = "kubeflow"
@@ -237,12 +237,6 @@ def check_secret(namespace: str, place: Place) -> None:
             ) from None
     except urllib3.exceptions.HTTPError:
         return
-
-
-def tasks_of(pipeline: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every task of a compiled pipeline, of the groups too."""
-    for graph in (pipeline["root"], *pipeline["components"].values()):
-        yield from graph.get("dag", {}).get("tasks", {}).items()
 
 
 def steps_of(package: str) -> set[str]:

@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from pdnet.errors import UnavailableError
-from pipelines.run import Place, cache_folder
+from pipelines.run import Place, cache_folder, tasks_of
 
 #: What a container needs to know of the caller's environment.
 PASSED_ON = re.compile(r"(AWS|MLFLOW|OMP)_\w+")
@@ -81,8 +81,7 @@ def adapted(package: str, arguments: Mapping[str, Any], *, retries: bool) -> str
     for executor in pipeline["deploymentSpec"]["executors"].values():
         parameter = executor["container"]["image"].rpartition("pipelinechannel--")[2].partition("'")[0]
         executor["container"]["image"] = arguments.get(parameter) or "python"
-    graphs = [pipeline["root"], *pipeline["components"].values()]
-    for task in (task for graph in graphs for task in graph.get("dag", {}).get("tasks", {}).values()):
+    for _, task in tasks_of(pipeline):
         if "retryPolicy" in task:
             task["retryPolicy"] |= {"maxRetryCount": 2 if retries else 0, "backoffDuration": "1s"}
     return yaml.safe_dump_all([pipeline, platform], sort_keys=False)

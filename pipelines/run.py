@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 import yaml
 
 from pdnet.config import Config, load_config, load_yaml
-from pdnet.data.versions import tracked_version
+from pdnet.data.versions import MD5, tracked_version
 from pdnet.errors import ConfigError, DataError, PDNetError
 from pdnet.tracking.promotion import PromotionPolicy
 from pdnet.tracking.store import public_uri
+from pdnet.training.config import check_divisible
 
 RUNNERS = ("local", "docker", "cluster")
 #: What `make images` builds here; a cluster pulls one by digest.
@@ -34,7 +35,6 @@ ENDPOINTS = ("KF_PIPELINES_ENDPOINT", "KFP_ENDPOINT")
 CLUSTER_MLFLOW = "http://mlflow.pdnet.svc.cluster.local:5000"
 #: Parameters that are a file's text, and the option that takes the file.
 FILES = {"params": "--params", "promotion_policy": "--policy"}
-MD5 = re.compile(r"[0-9a-f]{32}\.dir")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
@@ -227,15 +227,8 @@ def check(arguments: Mapping[str, Any], place: Place, config: Config) -> None:
     if not all(isinstance(entry, dict) for entry in arguments.get("tolerations", [])):
         raise ConfigError(f"tolerations={arguments['tolerations']}: expected a list as in a pod's specification")
     processes = max(1, arguments["gpus"])
-    for key, size, count in (
-        ("pretrain.batch_size", config.pretrain.batch_size, processes),
-        ("train.batch_size", config.train.batch_size, processes * arguments.get("nodes", 1)),
-        ("train.image_batch_size", config.train.image_batch_size, processes * arguments.get("nodes", 1)),
-    ):
-        if size % count:
-            raise ConfigError(
-                f"{key}: {size}, expected a multiple of the {count} processes (gpus, nodes) that share it"
-            )
+    check_divisible(config.pretrain, processes)
+    check_divisible(config.train, processes * arguments.get("nodes", 1))
     if place.runner == "cluster":
         check_for_pods(arguments)
 
@@ -330,6 +323,12 @@ def compiled() -> str:
         path = Path(folder) / "pdnet.yaml"
         Compiler().compile(pdnet, str(path))
         return path.read_text(encoding="utf-8")
+
+
+def tasks_of(pipeline: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every task of a compiled pipeline, of the groups too."""
+    for graph in (pipeline["root"], *pipeline["components"].values()):
+        yield from graph.get("dag", {}).get("tasks", {}).items()
 
 
 def git(root: Path, *arguments: str) -> str | None:

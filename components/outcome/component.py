@@ -41,6 +41,7 @@ def outcome(
         image=image,
         mlflow_uri=mlflow_uri,
         experiment=experiment,
+        tolerant=True,
     ) as here:
         told = [f"{step}: {line}" for step, line in failures(Path(workspace)).items()]
         message = "\n".join(told) or status.error_message or ""

@@ -27,7 +27,8 @@ logger = logging.getLogger("pdnet.data")
 FOLDER = "data"
 #: Names a DVC cache that outlives a run; the versions in it need no remote.
 CACHE = "PDNET_DVC_CACHE"
-_MD5 = re.compile(r"[0-9a-f]{32}\.dir")
+#: How data.dvc names a version.
+MD5 = re.compile(r"[0-9a-f]{32}\.dir")
 
 
 def materialise(md5: str, out: Path, *, remote: str = "", revision: str = "") -> None:
@@ -47,7 +48,7 @@ def materialise(md5: str, out: Path, *, remote: str = "", revision: str = "") ->
         DataError: no such version there, no access, or what came is not what the MD5 says.
         UnavailableError: DVC is not installed.
     """
-    if not _MD5.fullmatch(md5):
+    if not MD5.fullmatch(md5):
         raise DataError(f"data version '{md5}': expected the MD5 of a folder as data.dvc gives it, <32 hex digits>.dir")
     if _holds(out, md5):
         return

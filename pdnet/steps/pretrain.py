@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,18 @@ import torch
 from pdnet.config import Config
 from pdnet.data.index import index_stills
 from pdnet.data.streams import StillDataset
-from pdnet.devices import device_name, pick_dtype
+from pdnet.devices import pick_dtype
 from pdnet.errors import ValidationError
-from pdnet.files import atomic_folder, read_object
+from pdnet.files import read_object
 from pdnet.model import PDNet
 from pdnet.model.backbone import load_backbone_weights
 from pdnet.steps.lineage import RunRecord
+from pdnet.steps.training import learn
 from pdnet.training import loop
 from pdnet.training.checkpoint import Checkpoints
-from pdnet.training.distributed import check_divisible, is_main, process_group
+from pdnet.training.config import check_divisible
+from pdnet.training.distributed import process_group, processes
 from pdnet.training.task import Task
-from pdnet.weights import save_model
 
 
 def pretrain(*, images: Path, validation: Path, out: Path, config: Config, checkpoints: Path | None = None) -> None:
@@ -45,7 +45,7 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config, check
     seed, size, options = config.seed, config.pretrain.size or config.data.size, config.pretrain
     photometric = config.train.photometric
     with process_group(config.device) as device:
-        check_divisible({"pretrain.batch_size": options.batch_size})
+        check_divisible(options, processes())
         if read_object(validation / "data.json").get("valid") is not True:
             raise ValidationError(f"{validation}: the data are not valid; see {validation / 'index.html'}")
         table = index_stills(images)
@@ -63,13 +63,14 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config, check
         determined_by |= {"model": config.model, "losses": config.losses, "pretrain": options}
         determined_by |= {"precision": config.train.precision, "photometric": photometric}
         saved = Checkpoints(checkpoints, determined_by, config.train.checkpoint_seconds) if checkpoints else None
-        with atomic_folder(out) if is_main() else nullcontext() as folder:
-            workers = config.train.workers
-            log = loop.pretrain(task, stills, options, seed=seed, workers=workers, checkpoints=saved)
-            if folder is not None:
-                save_model(folder / "model.safetensors", network, facts)
-                log.to_parquet(folder / "log.parquet", index=False)
-                precision = str(dtype).removeprefix("torch.")
-                record.write(folder, device=device_name(device), precision=precision, steps=len(log))
-        if saved is not None:
-            saved.remove()
+        workers = config.train.workers
+        learn(
+            lambda: loop.pretrain(task, stills, options, seed=seed, workers=workers, checkpoints=saved),
+            network=network,
+            out=out,
+            record=record,
+            facts=facts,
+            device=device,
+            dtype=dtype,
+            checkpoints=saved,
+        )

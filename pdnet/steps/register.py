@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from pdnet.config import Config, config_hash, load_yaml, to_mapping
 from pdnet.files import atomic_folder, write_json
 from pdnet.steps.lineage import RunRecord
 from pdnet.tracking import PromotionPolicy, promote, register_model
+
+logger = logging.getLogger("pdnet.steps.register")
 
 
 def register(
@@ -69,3 +72,4 @@ def register(
             model=registration.model,
             model_version=registration.version,
         )
+    logger.info("%s version %s registered in %s", registration.model, registration.version, registration.tracking_uri)

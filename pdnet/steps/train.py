@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import torch
 from pdnet.config import Config
 from pdnet.data.index import index_clips, index_stills
 from pdnet.data.streams import PairDataset, StillDataset
-from pdnet.devices import device_name, pick_dtype
-from pdnet.files import atomic_folder
+from pdnet.devices import pick_dtype
 from pdnet.steps.lineage import RunRecord
+from pdnet.steps.training import learn
 from pdnet.training import loop
 from pdnet.training.checkpoint import Checkpoints
-from pdnet.training.distributed import check_divisible, is_main, process_group
+from pdnet.training.config import check_divisible
+from pdnet.training.distributed import process_group, processes
 from pdnet.training.task import Task
-from pdnet.weights import load_model, save_model
+from pdnet.weights import load_model
 
 
 def train(
@@ -45,7 +45,7 @@ def train(
     """
     seed, size, options = config.seed, config.train.size or config.data.size, config.train
     with process_group(config.device) as device:
-        check_divisible({f"train.{key}": getattr(options, key) for key in ("batch_size", "image_batch_size")})
+        check_divisible(options, processes())
         frames = index_clips(videos, resolution=config.data.resolution, splits=("train",))
         singles = index_stills(images)
         record = RunRecord("train", config, parents=(init,), data={"videos": videos, "images": images})
@@ -60,12 +60,13 @@ def train(
         determined_by = {"step": "train", "seed": seed, "size": size, "resolution": config.data.resolution}
         determined_by |= {"data": facts["data"], "model": config.model, "losses": config.losses, "train": options}
         saved = Checkpoints(checkpoints, determined_by, options.checkpoint_seconds) if checkpoints else None
-        with atomic_folder(out) if is_main() else nullcontext() as folder:
-            log = loop.train(task, pairs, stills, options, seed=seed, checkpoints=saved)
-            if folder is not None:
-                save_model(folder / "model.safetensors", network, facts)
-                log.to_parquet(folder / "log.parquet", index=False)
-                precision = str(dtype).removeprefix("torch.")
-                record.write(folder, device=device_name(device), precision=precision, steps=len(log))
-        if saved is not None:
-            saved.remove()
+        learn(
+            lambda: loop.train(task, pairs, stills, options, seed=seed, checkpoints=saved),
+            network=network,
+            out=out,
+            record=record,
+            facts=facts,
+            device=device,
+            dtype=dtype,
+            checkpoints=saved,
+        )

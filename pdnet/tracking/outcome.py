@@ -34,7 +34,6 @@ def record_outcome(state: str, run: str, message: str, tracking: TrackingConfig)
         TrackingError: the store does not answer or refuses.
     """
     if state.upper() in ("SUCCEEDED", "SKIPPED"):
-        logger.info("%s: %s; nothing to record", run, state.lower())
         return None
     reason = message.strip() or "no message"
     tags = {

@@ -108,6 +108,21 @@ class TrainConfig:
             raise ConfigError(f"train.photometric: {self.photometric}, expected 0 to 1")
 
 
+def check_divisible(config: PretrainConfig | TrainConfig, processes: int) -> None:
+    """Check that each of several processes that train together gets the same share of every batch.
+
+    Raises:
+        ConfigError: names the key of a batch size that their number does not divide.
+    """
+    section = "pretrain" if isinstance(config, PretrainConfig) else "train"
+    for name in ("batch_size", "image_batch_size"):
+        size = getattr(config, name, 0)
+        if size % processes:
+            raise ConfigError(
+                f"{section}.{name}: {size}, expected a multiple of the {processes} processes that share it"
+            )
+
+
 def _at_least(section: str, config: object, **bounds: int) -> None:
     for name, bound in bounds.items():
         value = getattr(config, name)

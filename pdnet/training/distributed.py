@@ -90,17 +90,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def check_divisible(batch_sizes: Mapping[str, int]) -> None:
-    """Check that every process gets the same share of each batch.
-
-    Raises:
-        ConfigError: names the key of a batch size that the number of processes does not divide.
-    """
-    for key, batch_size in batch_sizes.items():
-        if batch_size % processes():
-            raise ConfigError(f"{key}: {batch_size}, expected a multiple of the {processes()} processes that share it")
-
-
 def average(scalars: Mapping[str, Tensor]) -> dict[str, float]:
     """Each scalar's mean over the processes."""
     values = torch.stack([scalar.detach() for scalar in scalars.values()])

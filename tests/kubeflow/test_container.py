@@ -329,7 +329,7 @@ class TestWhatPeopleRead:
 
 def test_a_failure_is_recorded_whatever_the_parameters_are(tmp_path):
     """The exit handler has to tell of just that."""
-    with task("outcome", params="foo", workspace=str(tmp_path), experiment="broken") as run:
+    with task("outcome", params="foo", workspace=str(tmp_path), experiment="broken", tolerant=True) as run:
         assert run.config.tracking.experiment == "broken"
     with pytest.raises(SystemExit), task("train", params="foo", workspace=str(tmp_path)):
         pass
