@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo repro ui ablation test test-all test-containers images images-base sbom lint format lock golden clean
+.PHONY: help setup data demo repro ui stack-up stack-down stack-status ablation test test-all test-containers images images-base sbom lint format lock golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,15 @@ repro: setup ## rerun what has changed
 
 ui: setup ## MLflow's page on http://127.0.0.1:5000
 	@mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+stack-up: setup ## MLflow with sign-in, on PostgreSQL and S3, on http://127.0.0.1:5000 (infra/stack/README.md)
+	@python infra/stack/stack.py up
+
+stack-down: setup ## stop it; the data stay
+	@python infra/stack/stack.py down
+
+stack-status: setup ## which of its services run
+	@python infra/stack/stack.py status
 
 ablation: data ## the same recipe without IPDA; the next report compares the two
 	@python benchmarks/ablation_ipda.py
@@ -79,7 +88,7 @@ format: setup ## put the code into its standard form
 # that the synthetic data set is the same to the last byte.
 lock: setup ## resolve pyproject.toml into requirements.lock again
 	@printf 'torch==2.14.1\ntorchvision==0.29.1\nnumpy==2.4.6\n' | uv pip compile --quiet --universal --no-annotate \
-	  --no-header --python-version 3.11 --extra pipeline --extra dev --constraint - pyproject.toml -o requirements.lock
+	  --no-header --python-version 3.11 --extra pipeline --extra server --extra dev --constraint - pyproject.toml -o requirements.lock
 
 golden: setup ## compile the Kubeflow pipeline into the file that the tests compare it with
 	@kfp dsl compile --py pipelines/pdnet.py --output tests/kubeflow/golden/pdnet.yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import inspect
 import logging
 import os
@@ -17,12 +18,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from pdnet import __version__
-from pdnet.errors import PDNetError, UnavailableError
+from pdnet.errors import PDNetError, RefusedError, UnavailableError
 from pdnet.progress import Progress
 
 Command = Callable[[argparse.Namespace], None]
 
-#: The pipeline's commands, for the list that `pdnet --help` prints without importing what they need.
+#: The commands of `pdnet.steps`, for the list that `pdnet --help` prints without importing what they need.
 STEPS = {
     "data synth": "draw a synthetic data set",
     "data pull": "bring a version of the data set from the DVC remote",
@@ -30,17 +31,36 @@ STEPS = {
     "pretrain": "train the encoder on single images",
     "train": "train the network on images and video in turn",
     "evaluate": "segment and score the validation clips",
-    "export-onnx": "write the network as ONNX and score it again",
-    "export-tensorrt": "build a TensorRT engine from the ONNX file and score it again",
+    "export onnx": "write the network as ONNX and score it again",
+    "export tensorrt": "build a TensorRT engine from the ONNX file and score it again",
+    "export triton": "write a registered version as a Triton model repository",
     "report": "write the report, one HTML page",
     "register": "record run and model in MLflow, and promote it where the policy allows",
     "outcome": "record a failed pipeline run in MLflow",
+    "promote": "make a registered version the champion, where it has earned it",
+    "rollback": "make the champion's predecessor the champion again",
+    "lineage": "tell where a registered version came from",
+    "verify": "check that a registered version still is what it claims",
+    "track sync": "send what could not be recorded to MLflow",
 }
+#: The first words of commands of two.
+GROUPS = {"data": "make data sets", "export": "write models in other forms", "track": "see to the MLflow records"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (2 wrong input, 3 refused, 4 not available here)."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _execute(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        sys.stderr.write("pdnet: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; nobody is left to tell. Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _execute(given: list[str]) -> int:
     words = [word for word in given if not word.startswith("-")]
     try:
         if given[:1] == ["run"]:  # has a parser of its own, which needs Kubeflow's SDK
@@ -51,32 +71,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         with show_progress():
             arguments.execute(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.stderr.write("pdnet: interrupted\n")
-        return 130
     except BrokenPipeError:
-        # The reader of our output went away; nobody is left to tell. Python flushes once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise  # for `main`; to `explain` it is one of the errors of files
     except Exception as error:
         if (known := explain(error)) is None:
             raise
+        _print(known.table)
+        sys.stdout.flush()
         sys.stderr.write(f"pdnet: error: {known.line}\n")
         return known.exit_code
     return 0
 
 
 class Explanation(NamedTuple):
-    """A failure as a user sees it."""
+    """A failure as a user sees it: a line for stderr, and what is to be read on stdout before it."""
 
     line: str
     exit_code: int
+    table: str = ""
 
 
 def explain(error: Exception) -> Explanation | None:
     """A failure that a user can act on; None for a defect of ours."""
     if isinstance(error, PDNetError):
-        return Explanation(str(error), error.exit_code)
+        return Explanation(str(error), error.exit_code, error.table if isinstance(error, RefusedError) else "")
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         remedy = "try: pip install 'pdnet[pipeline]'"
@@ -114,10 +132,13 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pdnet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    data = commands.add_parser("data", help="make data sets").add_subparsers(metavar="COMMAND", required=True)
+    groups = {"": commands}
     for name, help_text in STEPS.items():
-        group, word = (data, name.removeprefix("data ")) if name.startswith("data ") else (commands, name)
-        parser_of_step = group.add_parser(word, help=help_text)
+        group, _, word = name.rpartition(" ")
+        if group not in groups:
+            group_parser = commands.add_parser(group, help=GROUPS[group])
+            groups[group] = group_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        parser_of_step = groups[group].add_parser(word, help=help_text)
         if command is None or command.startswith(f"{name} "):
             _add_options(parser_of_step, step_of(name))
 
@@ -180,30 +201,36 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def step_of(command: str) -> str:
     """The function in `pdnet.steps` that a command of `STEPS` runs."""
-    return {"data synth": "synthesise", "data pull": "data"}.get(command, command.replace("-", "_"))
+    named = {"data synth": "synthesise", "data pull": "data", "lineage": "show_lineage"}
+    return named.get(command, command.replace(" ", "_"))
 
 
 def _add_options(parser: argparse.ArgumentParser, step: str) -> None:
-    """Add the keyword arguments of `pdnet.steps.<step>` as options."""
+    """Add the keyword arguments of `pdnet.steps.<step>` as options, but `version`, which is typed alone."""
     function = _step(step)
     lines = inspect.getdoc(function)
     assert lines is not None
     parser.description, helps = lines.splitlines()[0], _argument_help(lines)
     hints = typing.get_type_hints(function)
     for key, parameter in inspect.signature(function).parameters.items():
+        kind, option = _plain(hints[key]), f"--{key.replace('_', '-')}"
         if key == "config":
             _add_params(parser)
-            continue
-        required = parameter.default is inspect.Parameter.empty
-        parser.add_argument(
-            f"--{key.replace('_', '-')}",
-            dest=key,
-            type=(kind := _plain(hints[key])),
-            required=required,
-            default=None if required else parameter.default,
-            metavar={Path: "PATH", int: "N"}.get(kind, "TEXT"),
-            help=helps[key] + (f" (default: {parameter.default})" if parameter.default and not required else ""),
-        )
+        elif key == "version":
+            parser.add_argument(key, metavar="MODEL", help=helps[key])
+        elif kind is bool:
+            parser.add_argument(option, dest=key, action="store_true", help=helps[key])
+        else:
+            required = parameter.default is inspect.Parameter.empty
+            parser.add_argument(
+                option,
+                dest=key,
+                type=kind,
+                required=required,
+                default=None if required else parameter.default,
+                metavar={Path: "PATH", int: "N"}.get(kind, "TEXT"),
+                help=helps[key] + (f" (default: {parameter.default})" if parameter.default and not required else ""),
+            )
     parser.set_defaults(execute=_run_step(function))
 
 
@@ -212,22 +239,25 @@ def _plain(hint: Any) -> Any:
     return next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
 
 
-def _run_step(function: Callable[..., None]) -> Command:
+def _run_step(function: Callable[..., str | None]) -> Command:
     def run(arguments: argparse.Namespace) -> None:
-        from pdnet.config import load_config
-
         values = {key: getattr(arguments, key) for key in inspect.signature(function).parameters if key != "config"}
         if "config" in inspect.signature(function).parameters:
+            from pdnet.config import load_config
+
             values["config"] = load_config(arguments.params)
-        function(**values)
+        _print(function(**values))
 
     return run
 
 
-def _step(name: str) -> Callable[..., None]:
-    from pdnet import steps
+def _print(text: str | None) -> None:
+    if text:
+        sys.stdout.write(text.removesuffix("\n") + "\n")
 
-    function: Callable[..., None] = getattr(steps, name)
+
+def _step(name: str) -> Callable[..., str | None]:
+    function: Callable[..., str | None] = getattr(importlib.import_module(f"pdnet.steps.{name}"), name)
     return function
 
 

@@ -196,6 +196,7 @@ def task(
     known["MLFLOW_TRACKING_URI"] = mlflow_uri
     os.environ.update({key: value for key, value in known.items() if value})
     shared = Path(workspace)
+    os.environ.setdefault("PDNET_MLFLOW_BUFFER", str(shared / "mlflow-buffer"))  # a pod's own folder goes with it
     failure = shared / "failures" / f"{step}.txt"
     try:
         with show_progress():

@@ -8,7 +8,9 @@
     ├── TrainingError          training cannot go on
     ├── ExportError            an exported file that cannot be written or is not the same model
     ├── TrackingError          the MLflow store does not answer or refuses
-    ├── PromotionError         exit code 3: a model that has not earned its alias
+    ├── RefusedError           exit code 3: a registered model that is not what it has to be
+    │   ├── PromotionError     it has not earned its alias
+    │   └── VerificationError  it is not what its record says
     └── UnavailableError       exit code 4: a library or device that this machine lacks
 
 A message says which file or key, what was found, what was expected, and what to do where that is not plain.
@@ -51,10 +53,26 @@ class TrackingError(PDNetError):
     """The tracking store cannot be reached or refuses the record."""
 
 
-class PromotionError(PDNetError):
-    """A model version does not meet the promotion policy."""
+class RefusedError(PDNetError):
+    """A registered model is not what it has to be.
+
+    Attributes:
+        table: what was compared, for the user's terminal; may be empty.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
+
+
+class PromotionError(RefusedError):
+    """A model version does not meet the promotion policy."""
+
+
+class VerificationError(RefusedError):
+    """A model version is not what its record says."""
 
 
 class UnavailableError(PDNetError):

@@ -32,7 +32,7 @@ LABELS = {"app.kubernetes.io/name": "pdnet", "app.kubernetes.io/component": "tra
 #: What the task's own pod has at /dev/shm for loader processes; Kubeflow Pipelines does not pass it on.
 SHM = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
 #: What the record of a run is told by the environment.
-ABOUT = ("PDNET_GIT_COMMIT", "PDNET_IMAGE")
+ABOUT = ("PDNET_GIT_COMMIT", "PDNET_IMAGE", "PDNET_MLFLOW_BUFFER", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POLL_SECONDS = 10.0
 _PATIENCE_SECONDS = 3600.0

@@ -150,8 +150,9 @@ def pdnet(
             "evaluation": scored.outputs["out"],
             "export": exported.outputs["out"],
         }
-        told = placed(report(**about, **made, validation=checked.outputs["out"]), "report")
-        to_register = common | record | made | {"policy": promotion_policy, "report": told.outputs["out"]}
+        made["validation"] = checked.outputs["out"]
+        told = placed(report(**about, **made), "report")
+        to_register = about | record | made | {"policy": promotion_policy, "report": told.outputs["out"]}
 
         def registered(**engine) -> None:
             """Registration writes a new version each time: it is never taken from the cache."""

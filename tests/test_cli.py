@@ -23,15 +23,16 @@ import yaml
 from PIL import Image
 from tiny_profile import SIZE, decided_network, tiny_config, write_params
 
-from pdnet import __version__
+from pdnet import __version__, cli
 from pdnet.cli import build_parser, main
 from pdnet.config import load_config, parse_config
+from pdnet.errors import PromotionError
 from pdnet.weights import save_model
 
 ROOT = Path(__file__).parents[1]
 #: a loop that told how far it had come before the error; `_ProgressHandler`, outside a terminal
 PROGRESS = re.compile(r"[\w ]+ \d+/\d+( \S.*)?|pdnet: [a-z].*")
-STEPS = ("validate", "pretrain", "train", "evaluate", "export-onnx", "report", "register")
+STEPS = ("validate", "pretrain", "train", "evaluate", "export onnx", "report", "register")
 
 
 def shell(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
@@ -99,14 +100,13 @@ class Project:
             "pretrain": images | {"--validation": folder / "validation"},
             "train": videos | images | {"--init": folder / "pretrain"},
             "evaluate": videos | {"--model": folder / "train"},
-            "export-onnx": videos | {"--model": folder / "train", "--evaluation": folder / "evaluation"},
+            "export onnx": videos | {"--model": folder / "train", "--evaluation": folder / "evaluation"},
             "report": videos | folders,
-            "register": {key: value for key, value in folders.items() if key != "--validation"}
-            | {"--report": folder / "report"},
+            "register": folders | {"--report": folder / "report"},
         }[step]
         options = options | {"--out": self.out, "--params": self.params}
         options |= {f"--{key}": value for key, value in changes.items()}
-        return [step, *(word for key, value in options.items() if value is not None for word in (key, value))]
+        return [*step.split(), *(word for key, value in options.items() if value is not None for word in (key, value))]
 
     @property
     def frame(self) -> Path:
@@ -202,7 +202,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(project):
 
 
 def test_without_a_command_it_shows_how_it_is_used(capsys):
-    for arguments in ([], ["data"], ["config"], ["trian"], ["score"], ["predict", "x"]):
+    for arguments in ([], ["data"], ["config"], ["export"], ["trian"], ["export-onnx"], ["score"], ["predict", "x"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
@@ -221,7 +221,7 @@ def commands(parser: argparse.ArgumentParser, *path: str) -> Iterator[tuple[str,
                 yield from commands(below, *path, name)
 
 
-ALL_COMMANDS = list(commands(build_parser()))
+ALL_COMMANDS = list(commands(build_parser("")))
 
 
 @pytest.mark.parametrize("command", ALL_COMMANDS, ids=" ".join)
@@ -232,7 +232,7 @@ def test_help(command, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(f"usage: {' '.join(['pdnet', *command])}")
-    parser = build_parser()
+    parser = build_parser(" ".join(command) + " ")
     for name in command:
         (choices,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         assert next(action.help for action in choices._choices_actions if action.dest == name), name
@@ -244,19 +244,111 @@ def test_help(command, capsys):
 
 
 def test_the_commands():
-    top = {path[0] for path in ALL_COMMANDS if path}
-    assert top == {
-        *STEPS,
-        "export-tensorrt",
-        "outcome",
-        "data",
-        "run",
-        "score",
-        "predict",
-        "import-checkpoint",
-        "summary",
-        "config",
+    groups = {
+        "data": {"synth", "pull"},
+        "export": {"onnx", "tensorrt", "triton"},
+        "track": {"sync"},
+        "config": {"show"},
     }
+    registry = {"promote", "rollback", "lineage", "verify"}
+    steps = {step for step in STEPS if " " not in step} | {"outcome"}
+    others = {"run", "score", "predict", "import-checkpoint", "summary"}
+    top = {path[0] for path in ALL_COMMANDS if path}
+    assert top == {*groups, *steps, *registry, *others}
+    for group, words in groups.items():
+        assert {path[1] for path in ALL_COMMANDS if path[:1] == (group,) and len(path) == 2} == words
+
+
+def test_the_list_of_commands_needs_none_of_them():
+    """`pdnet --help` imports no step: torch takes seconds."""
+    told = "import sys; from pdnet.cli import build_parser; build_parser(''); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    loaded = run.stdout.split()
+    assert "argparse" in loaded
+    assert [name for name in loaded if name.startswith(("pdnet.steps", "torch", "mlflow", "pandas"))] == []
+
+
+# --- commands made from functions
+
+
+@pytest.fixture
+def judge(monkeypatch) -> list[dict[str, Any]]:
+    """`pdnet verify` replaced by a function of every kind of argument; what it was called with."""
+    called: list[dict[str, Any]] = []
+
+    def verify(
+        *, version: str, dry_run: bool = False, keep: int | None = None, out: Path | None = None, word: str = "yes"
+    ) -> str | None:
+        """Judge a version.
+
+        Second paragraph.
+
+        Args:
+            version: the version to judge,
+                by its name.
+            dry_run: change nothing.
+            keep: how many.
+            out: where to.
+            word: `no` is refused with a table, `nothing` says nothing.
+        """
+        called.append({"version": version, "dry_run": dry_run, "keep": keep, "out": out, "word": word})
+        if word == "no":
+            raise PromotionError("it has not earned it", table="figure  wanted\n0.1  0.2")
+        return None if word == "nothing" else word
+
+    monkeypatch.setattr(cli, "_step", {"verify": verify}.__getitem__)
+    return called
+
+
+def test_a_function_becomes_a_command(prints, judge):
+    assert prints("verify", "pdnet@champion") == "yes\n"
+    assert (
+        prints("verify", "--keep", 3, "--dry-run", "pdnet/3", "--out", "a", "--word", "two\nlines\n") == "two\nlines\n"
+    )
+    assert judge == [
+        {"version": "pdnet@champion", "dry_run": False, "keep": None, "out": None, "word": "yes"},
+        {"version": "pdnet/3", "dry_run": True, "keep": 3, "out": Path("a"), "word": "two\nlines\n"},
+    ]
+    assert prints("verify", "pdnet@champion", "--word", "nothing") == ""
+    assert prints("verify", "pdnet@champion", "--word", "") == ""
+
+
+def test_the_help_of_a_function(judge, capsys):
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    usage = "usage: pdnet verify [-h] [--dry-run] [--keep N] [--out PATH] [--word TEXT] MODEL Judge a version. "
+    assert out.startswith(usage)
+    assert "MODEL the version to judge, by its name options:" in out
+    assert "--dry-run change nothing --keep N how many --out PATH where to --word TEXT" in out
+    assert out.endswith("(default: yes)")
+    assert "None" not in out
+    assert "False" not in out
+    assert judge == []
+
+
+def test_a_version_must_be_named(judge, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["verify"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("the following arguments are required: MODEL")
+
+
+def test_a_refusal_shows_its_table_first(judge, capsys):
+    assert main(["verify", "pdnet@candidate", "--word", "no"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "figure  wanted\n0.1  0.2\n"
+    assert err == "pdnet: error: it has not earned it\n"
+    assert PromotionError("alone").table == ""
+
+
+@pytest.mark.parametrize("word", ["no", "yes"])
+def test_a_reader_that_goes_away_before_a_table_is_no_error(judge, monkeypatch, word):
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["verify", "pdnet@candidate", "--word", word]) == 141
 
 
 # --- the configuration
@@ -351,7 +443,7 @@ def test_a_seed_beyond_64_bits(fails, tmp_path):
         ("train", "videos"),
         ("train", "images"),
         ("evaluate", "videos"),
-        ("export-onnx", "videos"),
+        ("export onnx", "videos"),
     ],
 )
 def test_a_missing_data_folder(fails, project, step, option):
@@ -368,7 +460,7 @@ def test_a_missing_data_folder(fails, project, step, option):
         ("pretrain", "validation"),
         ("train", "init"),
         ("evaluate", "model"),
-        ("export-onnx", "evaluation"),
+        ("export onnx", "evaluation"),
         ("report", "evaluation"),
         ("register", "export"),
     ],
@@ -454,7 +546,7 @@ def test_a_mask_of_another_size(fails, project, step):
 def test_an_evaluation_of_other_data_is_no_measure(fails, project):
     record = {"step": "evaluate", "data": {"videos": {"path": "elsewhere", "md5": "0" * 32}}, "parents": {}}
     (project.root / "evaluation" / "run.json").write_text(json.dumps(record))
-    line = fails(*project.command("export-onnx"))
+    line = fails(*project.command("export onnx"))
     assert line.startswith(f"{project.root / 'evaluation'}: scored on other data than ")
     assert not project.out.exists()
 
@@ -471,7 +563,7 @@ def test_validation_names_the_broken_rule_and_writes_its_findings(fails, project
     assert json.loads((project.out / "run.json").read_text())["success"] is False
 
 
-@pytest.mark.parametrize("step", ["train", "evaluate", "export-onnx"])
+@pytest.mark.parametrize("step", ["train", "evaluate", "export onnx"])
 def test_a_model_of_another_architecture(fails, project, step):
     folder = "pretrain" if step == "train" else "train"
     model = project.root / folder / "model.safetensors"
@@ -521,7 +613,7 @@ def test_a_device_that_this_machine_lacks_is_exit_code_4(fails, project):
     assert message == "device: 'cuda:1' is not here; torch sees 0 CUDA devices"
 
 
-@pytest.mark.parametrize(("step", "package"), [("validate", "great_expectations"), ("export-onnx", "onnx")])
+@pytest.mark.parametrize(("step", "package"), [("validate", "great_expectations"), ("export onnx", "onnx")])
 def test_a_package_that_is_not_installed_is_exit_code_4(fails, project, monkeypatch, step, package):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
     message = fails(*project.command(step), code=4)
@@ -556,7 +648,7 @@ def test_evaluate_draws_the_line_where_the_parameters_say(prints, project):
 def test_registering_in_a_store_that_is_none(fails, project, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(project.root / "mlruns"))
-    assert fails(*project.command("register")).startswith(f"{project.root / 'export' / 'pdnet.onnx'}: no such file")
+    assert fails(*project.command("register")).startswith(f"{project.root / 'export' / 'parity.json'}: no such file")
     assert not project.out.exists()
 
 

@@ -1,7 +1,7 @@
 """The run on record, the model in the registry, promoted where the policy allows."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Markdown, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Markdown, Model, Output
 
 from components import IMAGE
 
@@ -12,6 +12,9 @@ def register(
     code: str,
     image: str,
     workspace: str,
+    md5: str,
+    dataset: Input[Dataset],
+    validation: Input[Artifact],
     mlflow_uri: str,
     experiment: str,
     policy: str,
@@ -31,6 +34,9 @@ def register(
         code: commit of the code.
         image: container image that the tasks run.
         workspace: folder that the tasks of a run share.
+        md5: of the data folder, as data.dvc gives it.
+        dataset: pointer to the data, on which a champion of other data is scored again.
+        validation: folder of the validate step.
         mlflow_uri: the tracking server; empty for that of the environment.
         experiment: where the run is recorded; empty for that of the params file.
         policy: text of the promotion policy; empty for no promotion.
@@ -57,8 +63,9 @@ def register(
         mlflow_uri=mlflow_uri,
         experiment=experiment,
     ) as run:
-        folder = Path(out.path)
+        folder, rules = Path(out.path), policy_file(run, policy)
         register(
+            validation=Path(validation.path),
             pretrain=Path(pretrain.path),
             train=Path(train.path),
             evaluation=Path(evaluation.path),
@@ -66,7 +73,8 @@ def register(
             report=Path(report.path),
             out=folder,
             tensorrt=Path(tensorrt.path) if tensorrt else None,
-            policy=policy_file(run, policy),
+            policy=rules,
+            videos=run.footage(Path(dataset.path), md5).videos if rules else None,
             config=run.config,
         )
         Path(registration.path).write_text(registration_card(folder))

@@ -1,4 +1,11 @@
-"""The network as one ONNX graph, target and reference in, mask out, as in the paper's figure 5."""
+"""The network as ONNX graphs: one of target and reference (the paper's figure 5), and two for streams.
+
+    pdnet.onnx               target, reference -> probability
+    reference_encoder.onnx   image -> key, value                  once a clip
+    segmenter.onnx           image, key, value -> probability     once a frame
+
+Preprocessing is the caller's, as `pdnet.data.transforms` does it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +22,15 @@ from torch import Tensor, nn
 
 from pdnet.errors import ExportError
 from pdnet.files import atomic_path
-from pdnet.model import PDNet
+from pdnet.model import PDNet, ReferenceFeatures
 
+PAIR, REFERENCE_ENCODER, SEGMENTER = "pdnet.onnx", "reference_encoder.onnx", "segmenter.onnx"
 INPUTS = ("target", "reference")
 OUTPUT = "probability"
+#: What a target needs of its references: (B, N, K, h*w, d) each, N reference frames.
+FEATURES = ("key", "value")
+#: The same of the target itself, (B, 1, K, h*w, d): given by networks that refer to later frames than the first.
+OWN_FEATURES = ("own_key", "own_value")
 
 
 class PairGraph(nn.Module):
@@ -33,7 +46,36 @@ class PairGraph(nn.Module):
         return torch.sigmoid(output.logits)
 
 
-def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: dict[str, str]) -> None:
+class ReferenceGraph(nn.Module):
+    """image -> its features as a reference."""
+
+    def __init__(self, network: PDNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) normalised -> key and value, (B, 1, K, h*w, d); several frames are joined along axis 1."""
+        key, value, _ = self.network.encode_reference(image)
+        return key.unsqueeze(1), value.unsqueeze(1)
+
+
+class SegmenterGraph(nn.Module):
+    """(image, features of N references) -> probability of portrait."""
+
+    def __init__(self, network: PDNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, S, S) normalised, key and value (B, N, K, h*w, d) -> (B, 1, S, S) in 0..1, and OWN_FEATURES."""
+        key, value = (x.transpose(1, 2).flatten(2, 3) for x in (key, value))
+        references = ReferenceFeatures(key, value)
+        output = self.network.segment(image, references, as_reference=self.network.config.references > 1)
+        probability, own = torch.sigmoid(output.logits), output.as_reference
+        return (probability,) if own is None else (probability, own.key.unsqueeze(1), own.value.unsqueeze(1))
+
+
+def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: Mapping[str, str]) -> None:
     """Write the pair graph: float32, dynamic batch, fixed size; `metadata` goes into the file.
 
     Inputs `target` and `reference`, output `probability`; preprocessing is the caller's (`pdnet.data.transforms`).
@@ -41,23 +83,62 @@ def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: 
     Raises:
         ExportError: the exporter or the ONNX checker refuses the graph.
     """
-    import onnx
-
     graph = PairGraph(network.eval().to("cpu", torch.float32))
     references = network.config.references
     shape = (2, 3, size, size) if references == 1 else (2, references, 3, size, size)
-    target, reference = torch.zeros(2, 3, size, size), torch.zeros(shape)
     batch = torch.export.Dim("batch")
+    inputs = {"target": (torch.zeros(2, 3, size, size), {0: batch}), "reference": (torch.zeros(shape), {0: batch})}
+    _export(graph, path, inputs=inputs, outputs=(OUTPUT,), opset=opset, metadata=metadata)
+
+
+def export_streaming(network: PDNet, folder: Path, *, size: int, opset: int, metadata: Mapping[str, str]) -> None:
+    """Write the streaming pair, `reference_encoder.onnx` and `segmenter.onnx`: a clip's references are encoded once.
+
+    As the pair graph: float32, dynamic batch, fixed size, preprocessing by the caller. The number of references is an
+    axis of any length; the one that the network was trained with stands in the metadata as `references`.
+
+    Raises:
+        ExportError: the exporter or the ONNX checker refuses a graph, or the network has no IPDA: it refers to nothing.
+    """
+    if not network.config.ipda:
+        raise ExportError(f"{folder}: a network without IPDA has no features of a reference to stream with")
+    network = network.eval().to("cpu", torch.float32)
+    metadata = {**metadata, "references": str(network.config.references)}
+    batch, references = torch.export.Dim("batch"), torch.export.Dim("references")
+    image = torch.zeros(2, 3, size, size)
+    encoder = ReferenceGraph(network)
+    inputs = {"image": (image, {0: batch})}
+    _export(encoder, folder / REFERENCE_ENCODER, inputs=inputs, outputs=FEATURES, opset=opset, metadata=metadata)
+    with torch.inference_mode():
+        features = (x.expand(-1, 2, -1, -1, -1).clone() for x in encoder(image))
+    inputs |= {name: (x, {0: batch, 1: references}) for name, x in zip(FEATURES, features, strict=True)}
+    outputs = (OUTPUT,) if network.config.references == 1 else (OUTPUT, *OWN_FEATURES)
+    segmenter = SegmenterGraph(network)
+    _export(segmenter, folder / SEGMENTER, inputs=inputs, outputs=outputs, opset=opset, metadata=metadata)
+
+
+def _export(
+    graph: nn.Module,
+    path: Path,
+    *,
+    inputs: Mapping[str, tuple[Tensor, dict[int, Any]]],
+    outputs: Sequence[str],
+    opset: int,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a graph, given an example of each input and its axes of any length."""
+    import onnx
+
     try:
         with quiet_exporter():
             program = torch.onnx.export(
                 graph,
-                (target, reference),
+                tuple(example for example, _ in inputs.values()),
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_shapes={"target": {0: batch}, "reference": {0: batch}},
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes={name: axes for name, (_, axes) in inputs.items()},
                 verbose=False,
             )
         assert program is not None

@@ -18,6 +18,7 @@ from pdnet.data.index import index_clips
 from pdnet.data.io import UInt8Array
 from pdnet.devices import device_name, pick_device
 from pdnet.evaluation.baselines import trivial_baselines
+from pdnet.evaluation.bootstrap import interval
 from pdnet.evaluation.evaluate import (
     Frame,
     PartStatistics,
@@ -28,13 +29,17 @@ from pdnet.evaluation.evaluate import (
 )
 from pdnet.evaluation.overlays import part_colours
 from pdnet.evaluation.scoring import summarise
-from pdnet.files import atomic_folder, write_json
+from pdnet.files import atomic_folder, file_digest, write_json
 from pdnet.inference.session import PortraitSession, prepare
 from pdnet.steps.lineage import RunRecord
 from pdnet.weights import load_model
 
 logger = logging.getLogger("pdnet.steps.evaluate")
 
+#: the figures that are told with an interval, and by scenario
+HEADLINES = ("jf_mean", "j_mean", "f_mean")
+#: of the intervals: share of the resampled means within, and how many there are
+LEVEL, RESAMPLES = 0.95, 10_000
 #: what a pixel can be
 CATEGORIES = ("background", "portrait")
 
@@ -90,6 +95,8 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
                 "clips": len(scores.clips),
                 "frames": len(table),
                 **nested(scores.dataset),
+                "intervals": intervals(scores.clips),
+                "scenarios": scenarios(scores.clips),
                 "all_frames": nested(summarise(table, "all-frames").dataset),
                 "baselines": [{"method": row["method"], **nested(row)} for row in baselines.to_dict("records")],
                 "speed": speed
@@ -106,7 +113,14 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
                 },
             },
         )
-        record.write(folder, device=device_name(device), precision="float32")
+        scored = file_digest(model / "model.safetensors")
+        record.write(
+            folder,
+            device=device_name(device),
+            precision="float32",
+            accelerators=int(device.type == "cuda"),
+            model_sha256=scored,
+        )
     figures = [100 * scores.dataset[name] for name in ("jf_mean", "j_mean", "f_mean")]
     logger.info("J&F %.1f (J %.1f, F %.1f), %.1f frames/s on %s", *figures, speed["network_fps"], device_name(device))
 
@@ -120,6 +134,20 @@ def frame_row(frame: Frame) -> dict[str, Any]:
 def confusion(frame: Frame) -> npt.NDArray[np.int64]:
     """Pixels of a frame by (true, predicted), in the order of `CATEGORIES`."""
     return np.bincount(2 * frame.annotation.ravel() + frame.mask.ravel(), minlength=4).reshape(2, 2)
+
+
+def intervals(clips: pd.DataFrame) -> dict[str, Any]:
+    """Where the means over clips would lie with other clips of the same kind."""
+    found = {name: interval(clips[name], resamples=RESAMPLES, level=LEVEL) for name in HEADLINES}
+    return {"level": LEVEL, "resamples": RESAMPLES} | {name: [ends.low, ends.high] for name, ends in found.items()}
+
+
+def scenarios(clips: pd.DataFrame) -> list[dict[str, Any]]:
+    """The mean over the clips of each scenario."""
+    groups = clips.groupby("scenario")
+    means = groups[list(HEADLINES)].mean().assign(clips=groups.size()).reset_index()
+    rows = means[["scenario", "clips", *HEADLINES]].to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def nested(figures: Mapping[Any, Any]) -> dict[str, Any]:

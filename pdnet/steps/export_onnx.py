@@ -1,4 +1,4 @@
-"""Step 6: the ONNX file, accepted only when it is the same model."""
+"""Step 6: the ONNX files, accepted only when they are the same model."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from pdnet.config import Config
 from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
 from pdnet.errors import DataError, ExportError
-from pdnet.evaluation.evaluate import clips_of, score_clips
+from pdnet.evaluation.evaluate import OpenClip, clips_of, score_clips
 from pdnet.evaluation.scoring import summarise
-from pdnet.export.onnx import PairGraph, export_pair
+from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER, PairGraph, export_pair, export_streaming
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession, PairModel
+from pdnet.inference.onnx_session import OnnxModel, OnnxSession, PairModel, StreamingModel, StreamingSession
 from pdnet.steps.lineage import RunRecord
 from pdnet.weights import load_model
 
 
 def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, config: Config) -> None:
-    """Write the network as ONNX and measure J&F again through the file.
+    """Write the network as ONNX and measure J&F again through the files.
+
+    The pair graph, and the two graphs that stream; a network without IPDA refers to nothing and has the first alone.
 
     Args:
         videos: data set in the MVPS layout; its `val` clips are used.
         model: folder of the train step.
-        evaluation: folder of the evaluate step, whose J&F the file must reach.
-        out: folder for pdnet.onnx, parity.json, run.json.
+        evaluation: folder of the evaluate step, whose J&F the files must reach.
+        out: folder for pdnet.onnx, reference_encoder.onnx, segmenter.onnx, parity.json, run.json.
         config: `export`, `evaluation`, `data`.
 
     Raises:
         DataError: a frame cannot be read, or `evaluation` is of other data.
-        ExportError: the graph cannot be written, or differs from the network by more than `export` allows.
+        ExportError: a graph cannot be written, or differs from the network by more than `export` allows.
         CheckpointError: the model file is damaged or of another architecture.
     """
     frames = index_clips(videos, resolution=config.data.resolution, splits=("val",))
@@ -45,7 +47,6 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
     check_same_data(record, evaluation, videos)
     network = load_model(model / "model.safetensors", expected=config.model)
     with atomic_folder(out) as folder:
-        path = folder / "pdnet.onnx"
         metadata = {
             "pdnet": __version__,
             "config_hash": str(record.facts["config_hash"]),
@@ -53,16 +54,28 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
             "data_md5": str(record.facts["data"]["videos"]["md5"]),
             "preprocessing": "RGB, resized to the input size, /255, ImageNet mean and standard deviation",
         }
-        export_pair(network, path, size=config.data.size, opset=config.export.opset, metadata=metadata)
-        exported = OnnxModel(path)
-        parity = compare(PairGraph(network), exported, frames, count=config.export.parity_frames)
-        facts = parity | {
-            "torch": {"jf_mean": float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])},
-            "onnx": {"jf_mean": score(exported, frames, config, label="score the ONNX file")},
-            "opset": config.export.opset,
-            "sha256": file_digest(path),
-        }
+        how: dict[str, Any] = {"size": config.data.size, "opset": config.export.opset, "metadata": metadata}
+        original = PairGraph(network)
+        scored = {"torch": {"jf_mean": float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])}}
+
+        export_pair(network, folder / PAIR, **how)
+        pair = OnnxModel(folder / PAIR)
+        facts = compare(original, pair, frames, count=config.export.parity_frames) | scored
+        found = score(lambda frame: OnnxSession(pair, reference=frame), frames, config, label="score the ONNX file")
+        facts["onnx"] = {"jf_mean": found}
+        facts |= {"opset": config.export.opset, "sha256": file_digest(folder / PAIR)}
         check(facts, config, "onnx", "ONNX file")
+
+        if config.model.ipda:
+            export_streaming(network, folder, **how)
+            streaming = StreamingModel(folder / REFERENCE_ENCODER, folder / SEGMENTER)
+            own = compare(original, streaming, frames, count=config.export.parity_frames)
+            label = "score the streaming ONNX pair"
+            found = score(lambda frame: StreamingSession(streaming, reference=frame), frames, config, label=label)
+            own["onnx"] = {"jf_mean": found}
+            own["files"] = {name: file_digest(folder / name) for name in (REFERENCE_ENCODER, SEGMENTER)}
+            check(own | scored, config, "onnx", "streaming ONNX pair")
+            facts["streaming"] = own
         write_json(folder / "parity.json", facts)
         record.write(folder)
 
@@ -80,7 +93,7 @@ def check_same_data(record: RunRecord, evaluation: Path, videos: Path) -> None:
 
 def compare(
     original: Callable[[Tensor, Tensor], Tensor], exported: PairModel, frames: pd.DataFrame, *, count: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Probabilities of the original and of what was exported, on `count` frames spread over the validation clips."""
     rows = frames[frames["split"] == "val"]
     chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
@@ -104,16 +117,11 @@ def compare(
     }
 
 
-def score(exported: PairModel, frames: pd.DataFrame, config: Config, *, label: str) -> float:
-    """J&F of the validation clips, in 0..1, segmented by what was exported."""
+def score(open_clip: OpenClip, frames: pd.DataFrame, config: Config, *, label: str) -> float:
+    """J&F of the validation clips, in 0..1, segmented by the sessions of what was exported."""
     rows = [
         {"clip": frame.row.clip, "frame": frame.row.frame, "j": frame.j, "f": frame.f}
-        for frame in score_clips(
-            lambda reference: OnnxSession(exported, reference=reference),
-            frames,
-            threshold=config.evaluation.threshold,
-            label=label,
-        )
+        for frame in score_clips(open_clip, frames, threshold=config.evaluation.threshold, label=label)
     ]
     return float(summarise(pd.DataFrame(rows), config.evaluation.protocol).dataset["jf_mean"])
 

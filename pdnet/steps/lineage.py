@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import time
 from collections.abc import Mapping
@@ -43,6 +44,9 @@ class RunRecord:
             "git_dirty": dirty,
             "config_hash": config_hash(config),
             "image": os.environ.get("PDNET_IMAGE"),
+            "host": platform.node(),
+            # Where the orchestrator has made a run for this step; else that of a training that was recorded live.
+            "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID") or None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "parents": {record["step"]: record for record in map(read_record, parents)},
         }
@@ -60,10 +64,14 @@ class RunRecord:
         data = {name: entry["md5"] for name, entry in self.facts["data"].items()}
         return {"config_hash": self.facts["config_hash"], "data": data, **facts}
 
+    @property
+    def seconds(self) -> float:
+        """Since the step began."""
+        return round(time.perf_counter() - self._clock, 1)
+
     def write(self, folder: Path, **facts: Any) -> None:
         """Add what the step learnt and write `folder/run.json`."""
-        self.facts |= facts
-        self.facts["seconds"] = round(time.perf_counter() - self._clock, 1)
+        self.facts |= {"seconds": self.seconds} | facts
         write_json(folder / "run.json", self.facts)
 
 
@@ -111,10 +119,22 @@ def git_state() -> tuple[str | None, bool | None]:
 def data_version(path: Path) -> tuple[str | None, str | None]:
     """MD5 and git revision of the DVC-tracked folder that `path` is in, as the data.dvc beside it says; else None."""
     for folder in path.resolve().parents:
-        if folder.joinpath("data.dvc").is_file():
-            inside = path.resolve().is_relative_to(folder / "data")
-            return tracked_version(folder / "data.dvc") if inside else (None, None)
+        pointer = folder / "data.dvc"
+        if pointer.is_file():
+            if not path.resolve().is_relative_to(folder / "data"):
+                return None, None
+            md5, revision = tracked_version(pointer)
+            return md5, revision or _commit_of(pointer)
     return None, None
+
+
+def _commit_of(path: Path) -> str | None:
+    """The commit that holds a file as it is; None where it is changed, not tracked, or there is no repository."""
+    try:
+        changed = _git("-C", str(path.parent), "status", "--porcelain", "--", path.name)
+        return None if changed else _git("-C", str(path.parent), "rev-parse", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _git(*arguments: str) -> str:

@@ -65,7 +65,7 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config, check
         saved = Checkpoints(checkpoints, determined_by, config.train.checkpoint_seconds) if checkpoints else None
         workers = config.train.workers
         learn(
-            lambda: loop.pretrain(task, stills, options, seed=seed, workers=workers, checkpoints=saved),
+            lambda tell: loop.pretrain(task, stills, options, seed=seed, workers=workers, checkpoints=saved, tell=tell),
             network=network,
             out=out,
             record=record,
@@ -73,4 +73,5 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config, check
             device=device,
             dtype=dtype,
             checkpoints=saved,
+            experiment=config.tracking.experiment,
         )

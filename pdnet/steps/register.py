@@ -9,13 +9,15 @@ from pathlib import Path
 from pdnet.config import Config, config_hash, load_yaml, to_mapping
 from pdnet.files import atomic_folder, write_json
 from pdnet.steps.lineage import RunRecord
-from pdnet.tracking import PromotionPolicy, promote, register_model
+from pdnet.steps.promote import judge_and_promote
+from pdnet.tracking import PromotionPolicy, register_model
 
 logger = logging.getLogger("pdnet.steps.register")
 
 
 def register(
     *,
+    validation: Path,
     pretrain: Path,
     train: Path,
     evaluation: Path,
@@ -25,13 +27,15 @@ def register(
     config: Config,
     tensorrt: Path | None = None,
     policy: Path | None = None,
+    videos: Path | None = None,
 ) -> None:
-    """Record the run in MLflow and register its ONNX model as a new version.
+    """Record the run in MLflow and register its model as a new version.
 
     The store is MLFLOW_TRACKING_URI, or `sqlite:///mlflow.db` in the working folder. A version that the policy
     refuses stays registered, with the reason; that is no failure of this step.
 
     Args:
+        validation: folder of the validate step.
         pretrain: folder of the pretrain step.
         train: folder of the train step.
         evaluation: folder of the evaluate step.
@@ -41,6 +45,7 @@ def register(
         config: `tracking`; recorded in full.
         tensorrt: folder of the export_tensorrt step, where there is one.
         policy: YAML file that says when the new version becomes the champion; without it none does.
+        videos: data set in the MVPS layout, on which a champion that was scored on other data is scored again.
 
     Raises:
         TrackingError: the store does not answer or refuses.
@@ -54,6 +59,7 @@ def register(
         registration = register_model(
             config=to_mapping(config),
             config_hash=config_hash(config),
+            validation=validation,
             pretrain=pretrain,
             train=train,
             evaluation=evaluation,
@@ -64,7 +70,8 @@ def register(
         )
         facts = dataclasses.asdict(registration)
         if rules:
-            facts["promotion"] = dataclasses.asdict(promote(registration.model, registration.version, rules))
+            verdict = judge_and_promote(version=registration.version, policy=rules, videos=videos, config=config)
+            facts["promotion"] = dataclasses.asdict(verdict)
         write_json(folder / "registration.json", facts)
         record.write(
             folder,
@@ -72,4 +79,5 @@ def register(
             model=registration.model,
             model_version=registration.version,
         )
-    logger.info("%s version %s registered in %s", registration.model, registration.version, registration.tracking_uri)
+    done = "registered" if registration.new else "the same model, is registered already"
+    logger.info("%s version %s: %s in %s", registration.model, registration.version, done, registration.tracking_uri)

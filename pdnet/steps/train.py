@@ -61,7 +61,7 @@ def train(
         determined_by |= {"data": facts["data"], "model": config.model, "losses": config.losses, "train": options}
         saved = Checkpoints(checkpoints, determined_by, options.checkpoint_seconds) if checkpoints else None
         learn(
-            lambda: loop.train(task, pairs, stills, options, seed=seed, checkpoints=saved),
+            lambda tell: loop.train(task, pairs, stills, options, seed=seed, checkpoints=saved, tell=tell),
             network=network,
             out=out,
             record=record,
@@ -69,4 +69,5 @@ def train(
             device=device,
             dtype=dtype,
             checkpoints=saved,
+            experiment=config.tracking.experiment,
         )

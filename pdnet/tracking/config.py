@@ -12,7 +12,9 @@ class TrackingConfig:
     Attributes:
         experiment: name of the MLflow experiment.
         model: name of the registered model.
+        licence: under which the weights may be used, for the model card; empty where nobody stated it.
     """
 
     experiment: str = "pdnet"
     model: str = "pdnet"
+    licence: str = ""

@@ -1,20 +1,44 @@
-"""Which version of the registered model is the champion: a candidate has to earn it."""
+"""What a version must show to become the champion: the policy, the evidence, and a judgement that anybody can repeat.
+
+Nothing here asks the registry or moves an alias (`pdnet.tracking.aliases` does): the same evidence under the same
+policy gives the same judgement.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from pdnet.errors import ConfigError
-from pdnet.tracking.store import open_store
+from pdnet.evaluation.bootstrap import Interval, paired_difference
+from pdnet.files import read_object
+from pdnet.tracking.release import Release, damage, exported_files
+from pdnet.tracking.versions import Version
 
-#: The alias of the version that is to be used, and of the one before it.
-CHAMPION, PREVIOUS = "champion", "previous"
+#: J&F is judged in points of 100, free of what binary fractions add: 87.1 - 86.1 is not 1.
+_DIGITS = 9
+_MOST_LINES = 5
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class ScenarioAllowance:
+    """How much worse one scenario may be.
+
+    Attributes:
+        scenario: its name, the first folder of a clip's path.
+        points: of J&F.
+    """
+
+    scenario: str
+    points: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.points <= 100:
+            raise ConfigError(f"scenario_allowances, {self.scenario}: {self.points:g} points, expected 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -22,31 +46,146 @@ class PromotionPolicy:
     """When a candidate becomes the champion. J&F is that of the validation clips, in points of 100.
 
     Attributes:
-        margin: the candidate's J&F must exceed the champion's by more than this.
+        margin: the candidate's lead must exceed this, by the lower bound of its interval.
+        confidence: of that interval, a paired bootstrap over clips.
+        resamples: of the bootstrap.
         min_jf: a champion needs at least this J&F, the first one too.
+        scenario_allowance: points of J&F by which any one scenario may be worse than the champion's.
+        scenario_allowances: the same for scenarios by name, in place of it.
+        fps_device: device of the speed floor, as the evaluation names it; empty: no floor.
+        fps_floor: frames a second of the network alone, one at a time, measured on that device.
+        max_probability_difference: of any exported file from the network, any pixel.
+        max_jf_difference: of any exported file from the network, in points.
+        require_approval: whether a person has to agree.
     """
 
     margin: float = 0.0
+    confidence: float = 0.95
+    resamples: int = 10_000
     min_jf: float = 0.0
+    scenario_allowance: float = 2.0
+    scenario_allowances: tuple[ScenarioAllowance, ...] = ()
+    fps_device: str = ""
+    fps_floor: float = 0.0
+    max_probability_difference: float = 1e-3
+    max_jf_difference: float = 0.05
+    require_approval: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("margin", "min_jf"):
+        for name in ("margin", "min_jf", "scenario_allowance", "max_jf_difference"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ConfigError(f"{name}: {getattr(self, name)}, expected 0 to 100")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence: {self.confidence}, expected more than 0, less than 1")
+        if self.resamples < 100:
+            raise ConfigError(f"resamples: {self.resamples}, expected at least 100")
+        if not 0 <= self.max_probability_difference <= 1:
+            raise ConfigError(f"max_probability_difference: {self.max_probability_difference}, expected 0 to 1")
+        if self.fps_floor < 0 or bool(self.fps_device) != (self.fps_floor > 0):
+            raise ConfigError(
+                f"fps_floor: {self.fps_floor:g} frames/s with fps_device '{self.fps_device}'; "
+                "expected a device and a floor above 0, or neither"
+            )
+
+    def allowance(self, scenario: str) -> float:
+        """Points by which a scenario may be worse."""
+        named = {each.scenario: each.points for each in self.scenario_allowances}
+        return named.get(scenario, self.scenario_allowance)
 
 
-class Standing(NamedTuple):
-    """What a version is judged by.
+class Parity(NamedTuple):
+    """How far an exported file is from the network: in probability (0..1), and in J&F (points)."""
+
+    file: str
+    probability: float
+    jf: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a version is judged by. What is damaged is judged by nothing else.
 
     Attributes:
         version: its number.
-        jf: J&F in points of 100; NaN where the version does not say it.
-        data: MD5 of the videos that it was scored on; None where the version does not say it.
+        damage: files that are not what was recorded, compared or evaluated, a line each.
+        clips: a row a clip, by name: `jf` in points and, where known, `scenario`; None where there is no figure that
+            could be compared.
+        missing: why there is none.
+        data: MD5 of the videos that the clips are of.
+        scored_again: whether they were scored for this judgement, because the stored ones are of other data.
+        valid: whether these data met the validation's rules.
+        fps: frames a second of the network alone.
+        fps_device: where that was measured.
+        exports: every exported file.
     """
 
     version: str
-    jf: float
-    data: str | None
+    damage: tuple[str, ...] = ()
+    clips: pd.DataFrame | None = None
+    missing: str = ""
+    data: str = ""
+    scored_again: bool = False
+    valid: bool = False
+    fps: float = math.nan
+    fps_device: str = ""
+    exports: tuple[Parity, ...] = ()
+
+    @property
+    def jf(self) -> float:
+        """J&F, the mean over clips."""
+        return math.nan if self.clips is None else round(float(self.clips["jf"].mean()), _DIGITS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule of a judgement, as a line of its table.
+
+    Attributes:
+        what: is compared.
+        champion, candidate: their figures.
+        needed: what the policy asks.
+        ok: None where the line only informs.
+        reason: for a refusal.
+    """
+
+    what: str
+    champion: str
+    candidate: str
+    needed: str
+    ok: bool | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A candidate against the champion.
+
+    Attributes:
+        candidate: number of its version.
+        champion: of the champion's; None where there is none.
+        rows: the rules.
+        figures: J&F in points, for the log; None for what there is not.
+    """
+
+    candidate: str
+    champion: str | None
+    rows: tuple[Row, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def promoted(self) -> bool:
+        """Whether every rule is met."""
+        return all(row.ok is not False for row in self.rows)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What speaks against the candidate; else what speaks for it."""
+        if against := tuple(row.reason for row in self.rows if row.ok is False):
+            return against
+        jf = self.figures["candidate"]
+        if self.champion is None:
+            return (f"J&F {jf:.2f}, the first champion",)
+        return (_lead(self),)
 
 
 @dataclass(frozen=True)
@@ -64,65 +203,240 @@ class Verdict:
     champion: str | None
 
 
-def promote(model: str, version: str, policy: PromotionPolicy) -> Verdict:
-    """Judge a version of the registered model, and make it the champion where it deserves it.
-
-    The champion before it becomes `previous`. The verdict stands as the tag `promotion` of the version. Of two
-    promotions at once the later one wins, whatever the other had judged: the registry has no lock.
-
-    Args:
-        model: name of the registered model.
-        version: the candidate.
-        policy: what it has to reach.
+def read_evidence(version: Version, release: Release) -> Evidence:
+    """The evidence that a version brings along.
 
     Raises:
-        TrackingError: the store does not answer or refuses.
+        DataError: a file of the release is not what the pipeline writes.
     """
-    with open_store() as store:
-        client = store.client
-        holder = client.get_registered_model(model).aliases.get(CHAMPION)
-        champion = None if holder is None else _standing(str(holder), client.get_model_version(model, holder).tags)
-        verdict = judge(_standing(version, client.get_model_version(model, version).tags), champion, policy)
-        if verdict.promoted:
-            # In this order a model that is in use never lacks its champion, and the old one is never out of reach.
-            if champion is not None:
-                client.set_registered_model_alias(model, PREVIOUS, champion.version)
-            client.set_registered_model_alias(model, CHAMPION, version)
-        text = f"{'promoted' if verdict.promoted else 'refused'}: {'; '.join(verdict.reasons)}"
-        client.set_model_version_tag(model, version, "promotion", text)
-    logger.info("%s version %s %s", model, version, text)
-    return verdict
+    if found := tuple(_damage(version, release)):
+        lines = (*found[:_MOST_LINES], f"and {len(found) - _MOST_LINES} more") if len(found) > _MOST_LINES else found
+        return Evidence(version.version, damage=lines)
+    facts, speed = release.facts, release.scores["speed"]
+    data = _videos(facts)
+    return Evidence(
+        version.version,
+        clips=clip_scores(release.clips()),
+        data=data,
+        valid=facts["validation"]["valid"] is True and _videos(facts["validation"]) == data != "",
+        fps=float(speed["network_fps"]),
+        fps_device=str(speed["device"]),
+        exports=tuple(_exports(release)),
+    )
 
 
-def judge(candidate: Standing, champion: Standing | None, policy: PromotionPolicy) -> Verdict:
-    """The verdict on a candidate; scores on two versions of the data say nothing about each other."""
-    against = []
-    if not candidate.jf >= policy.min_jf:
-        against.append(f"J&F {candidate.jf:.2f}, a champion needs {policy.min_jf:g}")
+def clip_scores(clips: pd.DataFrame) -> pd.DataFrame:
+    """`clips.parquet` as evidence: by clip, `jf` in points and `scenario`."""
+    table = clips.set_index("clip")
+    scores = pd.DataFrame({"jf": 100 * table["jf_mean"].astype(float)})
+    return scores.assign(scenario=table["scenario"]) if "scenario" in table else scores
+
+
+def judge(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Judgement:
+    """The judgement on a candidate.
+
+    Without a champion the rules that need none decide. Scores on two versions of the data say nothing about each
+    other: the caller has the champion scored again on the candidate's, or says in `champion.missing` why not.
+    """
+    figures: dict[str, Any] = {"candidate": _number(candidate.jf)}
+    rows = [_files_row(candidate, champion)]
+    if not candidate.damage and not (champion and champion.damage):
+        difference = _difference(candidate, champion, policy)
+        if champion:
+            numbers = {key: _number(value) for key, value in difference._asdict().items()} if difference else None
+            figures |= {"champion": _number(champion.jf), "difference": numbers}
+        rows = [
+            *_jf_rows(candidate, champion, difference, policy),
+            *_scenario_rows(candidate, champion, policy),
+            _data_row(candidate, champion),
+            _speed_row(candidate, champion, policy),
+            *_parity_rows(candidate, champion, policy),
+            *rows,
+        ]
+    return Judgement(candidate.version, champion.version if champion else None, tuple(rows), figures)
+
+
+def format_table(model: str, judgement: Judgement) -> str:
+    """The judgement for a terminal: a line a rule, then the verdict."""
+    champion = f"version {judgement.champion}, the champion" if judgement.champion else "no champion yet"
+    cells = [("", f"champion {judgement.champion or '–'}", f"candidate {judgement.candidate}", "needed", "")]
+    marks = {True: "ok", False: "NOT ok", None: ""}
+    cells += [(row.what, row.champion, row.candidate, row.needed, marks[row.ok]) for row in judgement.rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    lines = [
+        f"{what:<{widths[0]}}  {left:>{widths[1]}}  {right:>{widths[2]}}  {needed:<{widths[3]}}  {mark}".rstrip()
+        for what, left, right, needed, mark in cells
+    ]
+    head = f"{model} version {judgement.candidate} against {champion}; J&F in percent, speed in frames/s"
+    words = "it may be promoted" if judgement.promoted else "refused"
+    verdict = [f"{words}: {reason}" if index == 0 else f"  {reason}" for index, reason in enumerate(judgement.reasons)]
+    return "\n".join([head, "", *lines, "", *verdict])
+
+
+def _damage(version: Version, release: Release) -> Iterator[str]:
+    """What is not as it was recorded; then what is not as it was evaluated and compared."""
+    recorded = version.tags.get("release.sha256")
+    if release.sha256 != recorded:
+        yield f"lineage.json: SHA-256 {release.sha256}, the registry says {recorded or 'nothing'}"
+    if lines := damage(release):
+        yield from lines
+        return
+    held = {name: str(facts["sha256"]) for name, facts in release.facts["files"].items()}
+    wanted = {**exported_files(release.parity), "model.safetensors": release.step("evaluate").get("model_sha256")}
+    if (engine := _engine(release)) is not None:
+        wanted["tensorrt/pdnet.engine"] = engine["sha256"]
+        if engine["onnx_sha256"] != held.get("pdnet.onnx"):
+            yield f"tensorrt/pdnet.engine: built from an ONNX file of SHA-256 {engine['onnx_sha256']}"
+    for name, sha256 in wanted.items():
+        if held.get(name) != sha256:
+            what = "evaluated" if name == "model.safetensors" else "compared with the network"
+            yield f"{name}: SHA-256 {held.get(name, 'none')}, {what} was {sha256 or 'nobody knows which'}"
+
+
+def _engine(release: Release) -> dict[str, Any] | None:
+    """The engine's parity.json; None where there is no engine."""
+    if "tensorrt/pdnet.engine" not in release.facts["files"]:
+        return None
+    keys = ("sha256", "onnx_sha256", "max_probability_difference", "torch.jf_mean", "tensorrt.jf_mean")
+    return read_object(release.folder / "tensorrt" / "parity.json", keys)
+
+
+def _exports(release: Release) -> Iterator[Parity]:
+    parity, engine = release.parity, _engine(release)
+
+    def row(file: str, facts: Mapping[str, Any], side: str) -> Parity:
+        apart = 100 * (float(facts[side]["jf_mean"]) - float(torch["jf_mean"]))
+        return Parity(file, float(facts["max_probability_difference"]), round(abs(apart), _DIGITS))
+
+    torch = parity["torch"]
+    yield row("pdnet.onnx", parity, "onnx")
+    if streaming := parity.get("streaming"):
+        yield row("reference_encoder.onnx, segmenter.onnx", streaming, "onnx")
+    if engine is not None:
+        torch = engine["torch"]
+        yield row("pdnet.engine", engine, "tensorrt")
+
+
+def _videos(facts: Mapping[str, Any]) -> str:
+    return str(((facts.get("data") or {}).get("videos") or {}).get("md5") or "")
+
+
+def _difference(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Interval | None:
+    """Candidate minus champion over the same clips, in points; None where they have no clips in common."""
+    if champion is None or candidate.clips is None or champion.clips is None:
+        return None
+    if set(candidate.clips.index) != set(champion.clips.index):
+        return None
+    ours, theirs = candidate.clips["jf"], champion.clips["jf"].loc[candidate.clips.index]
+    found = paired_difference(ours, theirs, resamples=policy.resamples, level=policy.confidence)
+    return Interval(*(round(each, _DIGITS) for each in found))
+
+
+def _jf_rows(
+    candidate: Evidence, champion: Evidence | None, difference: Interval | None, policy: PromotionPolicy
+) -> Iterator[Row]:
+    jf, clips = candidate.jf, 0 if candidate.clips is None else len(candidate.clips)
+    yield Row(
+        f"J&F, {clips} clip{'' if clips == 1 else 's'}",
+        _points(champion.jf) if champion else "",
+        _points(jf),
+        f"at least {policy.min_jf:g}",
+        jf >= policy.min_jf,
+        f"J&F {jf:.2f}, a champion needs {policy.min_jf:g}",
+    )
     if champion is None:
-        reason = f"J&F {candidate.jf:.2f}, the first champion"
-    elif candidate.data is None or candidate.data != champion.data:
-        reason = (
-            f"scored on other data than the champion, version {champion.version}: "
-            f"{candidate.data or 'unknown'}, not {champion.data or 'unknown'}"
-        )
-        against.append(reason)
-    else:
-        lead = round(candidate.jf - champion.jf, 6)  # 87.1 - 86.1 is not 1 in binary
-        reason = (
-            f"J&F {candidate.jf:.2f} against {champion.jf:.2f} of version {champion.version}, the champion: "
-            f"a lead of {lead:.2f}, more than {policy.margin:g} is needed"
-        )
-        if not lead > policy.margin:
-            against.append(reason)
-    if against:
-        return Verdict(False, tuple(against), champion.version if champion else None)
-    return Verdict(True, (reason,), candidate.version)
+        return
+    what, needed = f"lead, {100 * policy.confidence:g} % interval", f"all of it above {policy.margin:g}"
+    if difference is None:
+        reason = champion.missing or f"version {champion.version} was scored on other clips than {candidate.version}"
+        yield Row(what, "", "not comparable", needed, False, reason)
+        return
+    shown = f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+    figures = {"candidate": jf, "champion": champion.jf, "difference": difference._asdict()}
+    reason = f"{_lead(Judgement(candidate.version, champion.version, (), figures))}; needed: above {policy.margin:g}"
+    yield Row(what, "", shown, needed, difference.low > policy.margin, reason)
 
 
-def _standing(version: str, tags: Mapping[str, str]) -> Standing:
-    try:
-        jf = round(100 * float(tags["jf_mean"]), 6)
-    except (KeyError, ValueError):  # registered by other means
-        jf = math.nan
-    return Standing(version, jf, tags.get("data.videos.md5"))
+def _lead(judgement: Judgement) -> str:
+    """The lead in words."""
+    figures, difference = judgement.figures, Interval(**judgement.figures["difference"])
+    return (
+        f"J&F {figures['candidate']:.2f} against {figures['champion']:.2f} of version {judgement.champion}, the "
+        f"champion: a lead of {difference.mean:.2f}, with other clips {difference.low:.2f} to {difference.high:.2f}"
+    )
+
+
+def _scenario_rows(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Iterator[Row]:
+    if candidate.clips is None or "scenario" not in candidate.clips:
+        return
+    theirs: Mapping[Any, float] = {}
+    if champion and champion.clips is not None and "scenario" in champion.clips:
+        theirs = champion.clips.groupby("scenario")["jf"].mean().to_dict()
+    for scenario, clips in candidate.clips.groupby("scenario")["jf"]:
+        ours, count = float(clips.mean()), len(clips)
+        what = f"  {scenario}, {count} clip{'' if count == 1 else 's'}"
+        if scenario not in theirs:
+            yield Row(what, "", _points(ours), "")
+            continue
+        allowed = policy.allowance(str(scenario))
+        least = round(theirs[scenario] - allowed, _DIGITS)
+        reason = (
+            f"{scenario}: J&F {ours:.2f}, {theirs[scenario] - ours:.2f} below version "
+            f"{champion.version if champion else ''}; allowed {allowed:g}"
+        )
+        ok = round(ours, _DIGITS) >= least
+        yield Row(what, _points(theirs[scenario]), _points(ours), f"at least {least:.2f}", ok, reason)
+
+
+def _data_row(candidate: Evidence, champion: Evidence | None) -> Row:
+    """The same validated version of the data; whether the champion has figures on it is the lead's business."""
+    theirs = "" if champion is None else champion.data[:8] + (", scored again" if champion.scored_again else "")
+    reason = f"its data, {candidate.data or 'unknown'}, are not the ones that were validated, or they failed"
+    return Row("data, validated", theirs, candidate.data[:8], "valid", candidate.valid, reason)
+
+
+def _speed_row(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Row:
+    what, theirs, ours = "speed", f"{champion.fps:.1f}" if champion else "", f"{candidate.fps:.1f}"
+    if not policy.fps_device:
+        return Row(what, theirs, ours, "no floor")
+    needed = f"at least {policy.fps_floor:g} on {policy.fps_device}"
+    if candidate.fps_device != policy.fps_device:
+        reason = f"its speed was measured on {candidate.fps_device}; the floor is one of {policy.fps_device}"
+        return Row(what, theirs, ours, needed, False, reason)
+    reason = f"{candidate.fps:.1f} frames/s on {policy.fps_device}, a champion needs {policy.fps_floor:g}"
+    return Row(what, theirs, ours, needed, candidate.fps >= policy.fps_floor, reason)
+
+
+def _parity_rows(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Iterator[Row]:
+    """Each exported file against the network that it came from, not against the champion's."""
+    theirs = {each.file: each for each in champion.exports} if champion else {}
+    most = (policy.max_probability_difference, policy.max_jf_difference)
+    for each in candidate.exports:
+        reason = (
+            f"{each.file}: {each.probability:.2g} in probability and {each.jf:.2f} in J&F from the network, "
+            f"allowed {most[0]:g} and {most[1]:g}"
+        )
+        ok = each.probability <= most[0] and each.jf <= most[1]
+        shown = _apart(theirs[each.file]) if each.file in theirs else ""
+        yield Row(each.file, shown, _apart(each), f"at most {most[0]:g}, J&F {most[1]:g}", ok, reason)
+
+
+def _files_row(candidate: Evidence, champion: Evidence | None) -> Row:
+    lines: Sequence[str] = [f"version {candidate.version}: {line}" for line in candidate.damage]
+    if champion:
+        lines = [*lines, *(f"version {champion.version}, the champion: {line}" for line in champion.damage)]
+    theirs = ("damaged" if champion.damage else "whole") if champion else ""
+    ours = "damaged" if candidate.damage else "whole"
+    return Row("files", theirs, ours, "as recorded and evaluated", not lines, "; ".join(lines))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _points(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _apart(parity: Parity) -> str:
+    return f"{parity.probability:.1e}, J&F {parity.jf:.2f}"

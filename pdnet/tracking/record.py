@@ -1,4 +1,4 @@
-"""What is recorded of a pipeline run: the folders of its steps as parameters, curves, figures, tags and files.
+"""What is recorded of a pipeline run: its release and the folders of its steps as parameters, figures, curves, tags.
 
 Nothing here knows MLflow's API; its limits on names and values are kept, so that a store never refuses the record.
 """
@@ -6,6 +6,7 @@ Nothing here knows MLflow's API; its limits on names and values are kept, so tha
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import math
 import re
@@ -16,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from pdnet.data.tables import read_table
-from pdnet.errors import DataError, ExportError
-from pdnet.files import file_digest, read_object
+from pdnet.errors import DataError
+from pdnet.files import read_object
+from pdnet.tracking.curves import curve_name
+from pdnet.tracking.release import Release
 
 #: Longest value of a parameter.
 MAX_PARAM = 6000
@@ -28,11 +30,15 @@ MAX_PARAM = 6000
 MAX_DIGEST = 36
 #: What a version of the registered model says of its origin; the run says all.
 _VERSION_FACTS = (
-    *("fps.device", "fps.precision", "data.videos.md5", "data.images.md5"),
-    *("git.commit", "onnx.sha256", "tensorrt.sha256"),
+    *("fps.device", "fps.precision", "data.videos.md5", "data.images.md5", "git.commit", "config.hash", "image"),
+    *("onnx.sha256", "weights.sha256", "tensorrt.sha256", "release.sha256"),
 )
+#: What makes two models the same one: a second registration of them is none.
+_IDENTITY = ("config.hash", "data.videos.md5", "data.images.md5", "weights.sha256", "onnx.sha256", "tensorrt.sha256")
 #: How closely the ONNX file agrees with the network, in parity.json.
 _AGREEMENT = ("max_probability_difference", "mean_probability_difference", "mask_agreement")
+#: The steps that keep a log, and the columns that it has at least.
+_LOGS = {"pretrain": ("step", "phase", "loss", "lr_encoder", "seconds"), "train": ("step", "phase", "loss", "seconds")}
 #: A curve with more points is thinned; a chart is not wider than this.
 MAX_POINTS = 2000
 
@@ -57,95 +63,134 @@ class Dataset(NamedTuple):
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """What one step of the pipeline records in a run of its own.
+
+    Attributes:
+        step: its name.
+        started_ms: when it began, in milliseconds of the epoch.
+        ended_ms: when it ended.
+        tags: code, image, host, device.
+        metrics: the figures that it found.
+        curves: losses, their terms and learning rates, a point a step of training.
+        record: its run.json.
+        live_run: the MLflow run that it wrote into while it ran; None where it did not.
+        training: identifies the training that was recorded while it ran; None of other steps.
+    """
+
+    step: str
+    started_ms: int
+    ended_ms: int
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    curves: tuple[Point, ...]
+    record: Path
+    live_run: str | None
+    training: str | None
+
+
+@dataclass(frozen=True)
 class Record:
-    """Everything that one run records.
+    """Everything that the run of a model records.
 
     Attributes:
         params: the configuration by dotted key, and what the speed was measured on.
-        tags: lineage: data, code, image, devices.
+        tags: lineage: data, code, image, devices, digests.
         datasets: the data of training and evaluation.
-        curves: losses, their terms and learning rates, a point a step.
         metrics: the figures of the finished model; scores in 0..1.
+        steps: the steps of the pipeline, in order.
         version_tags: the few facts that a person compares versions by.
-        files: what is kept as it is, as (file, folder in the run).
-        config_yaml: the resolved configuration.
-        onnx: the model that is registered.
+        identity: changes with whatever makes it another model.
+        clips: the table of the scored clips.
     """
 
     params: dict[str, str]
     tags: dict[str, str]
     datasets: tuple[Dataset, ...]
-    curves: tuple[Point, ...]
     metrics: dict[str, float]
+    steps: tuple[StepRecord, ...]
     version_tags: dict[str, str]
-    files: tuple[tuple[Path, str], ...]
-    config_yaml: str
-    onnx: Path
+    identity: str
+    clips: pd.DataFrame
 
 
-def read_record(
-    config: Mapping[str, Any],
-    config_hash: str,
-    *,
-    train: Path,
-    pretrain: Path,
-    evaluation: Path,
-    export: Path,
-    report: Path | None,
-    tensorrt: Path | None = None,
-) -> Record:
-    """Read the folders of the steps; `report` and `tensorrt` are None where there is none.
+def read_record(release: Release, folders: Mapping[str, Path]) -> Record:
+    """Read what is to be recorded.
+
+    Args:
+        release: of the run.
+        folders: of the steps by name, in order; `pretrain` and `train` among them.
 
     Raises:
         DataError: a file that a step writes is missing or is not what the step writes.
-        ExportError: an exported file is not the one whose agreement with the network was measured.
     """
-    weights, onnx = train / "model.safetensors", export / "pdnet.onnx"
-    runs = {"pretrain": pretrain, "train": train, "evaluate": evaluation, "export_onnx": export}
-    runs |= {"report": report} if report else {}
-    files = (
-        *([(report / "index.html", "report")] if report else []),
-        *((evaluation / name, "evaluation") for name in ("scores.json", "frames.parquet", "clips.parquet")),
-        (evaluation / "baselines.parquet", "evaluation"),
-        (weights, "weights"),
-        (export / "parity.json", "export"),
-        *((folder / "run.json", f"lineage/{step}") for step, folder in runs.items()),
-        *((tensorrt / name, "export/tensorrt") for name in ("pdnet.engine", "parity.json", "run.json") if tensorrt),
-    )
-    for path in (onnx, *(path for path, _ in files)):
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; expected what the step before writes there")
-    facts = {step: read_object(folder / "run.json", ("started",)) for step, folder in runs.items()}
+    runs = {step: read_object(folder / "run.json", ("started",)) for step, folder in folders.items()}
+    evaluation = folders["evaluate"]  # not the release, which lies in a temporary folder: errors name these files
     scores = read_object(evaluation / "scores.json", ("jf_mean", "j", "f", "all_frames", "baselines", "speed"))
     clips = read_table(evaluation / "clips.parquet", ("clip", "jf_mean", "j_mean", "f_mean"))
-    parity = read_object(export / "parity.json", ("sha256", "torch.jf_mean", "onnx.jf_mean", *_AGREEMENT))
-    tags = _lineage(facts["train"], config_hash) | {"weights.sha256": file_digest(weights)}
-    tags["onnx.sha256"] = _compared(onnx)
-    if tensorrt:
-        tags["tensorrt.sha256"] = _compared(tensorrt / "pdnet.engine")
-        source = read_object(tensorrt / "parity.json", ("onnx_sha256",))["onnx_sha256"]
-        if source != tags["onnx.sha256"]:
-            raise ExportError(f"{tensorrt}: built from another ONNX file, of SHA-256 {source}; expected {onnx}")
+    tags = _lineage(release)
     try:
-        metrics = _figures(scores, clips)
+        figures = _figures(scores, clips)
         speed = {f"fps.{key}": str(scores["speed"][key]) for key in ("device", "precision", "size")}
         headline = {"jf_mean": f"{scores['jf_mean']:.4f}", "fps": f"{scores['speed']['network_fps']:.1f}"}
     except (KeyError, TypeError) as error:
-        raise DataError(f"{evaluation / 'scores.json'}: not what the evaluation writes ({error!r})") from error
-    seconds = {f"seconds/{step}": run["seconds"] for step, run in facts.items() if "seconds" in run}
-    return Record(
-        params=flatten(config) | speed,
-        tags=tags | speed,
-        datasets=tuple(_datasets({"training": facts["train"], "evaluation": facts["evaluate"]})),
-        curves=(*_train_curves(train, facts["train"]), *_pretrain_curves(pretrain, facts["pretrain"])),
-        metrics={
-            name: float(value) for name, value in (metrics | _parity(parity) | seconds).items() if _is_number(value)
-        },
-        version_tags=headline | {key: value for key, value in (tags | speed).items() if key in _VERSION_FACTS},
-        files=files,
-        config_yaml=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        onnx=onnx,
+        path = evaluation / "scores.json"
+        raise DataError(f"{path}: not what the evaluation writes ({error!r})") from error
+    agreement = _parity(release.parity)
+    own = {"evaluate": figures, "export_onnx": agreement}
+    steps = tuple(
+        _step(
+            step,
+            run,
+            folders[step] / "run.json",
+            own.get(step, {}),
+            tuple(_curves(folders[step], run, _LOGS[step])) if step in _LOGS else (),
+        )
+        for step, run in runs.items()
     )
+    seconds = {f"seconds/{step}": run["seconds"] for step, run in runs.items() if "seconds" in run}
+    hours = {"gpu_hours": sum(map(_gpu_hours, runs.values()))}
+    key = json.dumps([tags.get(name) for name in _IDENTITY])
+    return Record(
+        params=flatten(release.config) | speed,
+        tags=tags | speed,
+        datasets=tuple(_datasets(release, {"training": runs["train"], "evaluation": runs["evaluate"]})),
+        metrics=_numbers(figures | agreement | seconds | hours),
+        steps=steps,
+        version_tags=headline | {key: value for key, value in (tags | speed).items() if key in _VERSION_FACTS},
+        identity=hashlib.sha256(key.encode()).hexdigest()[:16],
+        clips=clips,
+    )
+
+
+def _step(
+    step: str, run: Mapping[str, Any], record: Path, figures: Mapping[str, Any], curves: tuple[Point, ...]
+) -> StepRecord:
+    started = int(datetime.datetime.fromisoformat(run["started"]).timestamp() * 1000)
+    seconds = float(run.get("seconds") or 0)
+    known = {
+        "step": step,
+        "git.commit": run.get("git_commit"),
+        "git.dirty": run.get("git_dirty"),
+        "config.hash": run.get("config_hash"),
+        "pdnet.version": run.get("pdnet"),
+        **{key: run.get(key) for key in ("image", "host", "device", "precision", "processes")},
+    }
+    return StepRecord(
+        step=step,
+        started_ms=started,
+        ended_ms=started + int(1000 * seconds),
+        tags=_as_tags(known),
+        metrics=_numbers({"seconds": seconds, "gpu_hours": _gpu_hours(run), **figures}),
+        curves=curves,
+        record=record,
+        live_run=run.get("mlflow_run_id"),
+        training=run.get("training"),
+    )
+
+
+def _gpu_hours(run: Mapping[str, Any]) -> float:
+    return float(run.get("seconds") or 0) * int(run.get("accelerators") or 0) / 3600
 
 
 def cut(text: str, limit: int) -> str:
@@ -174,35 +219,33 @@ def label(text: Any) -> str:
     return re.sub(r"[^\w.\-]+", " ", str(text)).strip()
 
 
-def _compared(exported: Path) -> str:
-    """The SHA-256 of an exported file.
-
-    Raises:
-        ExportError: the parity.json beside it is of another file.
-    """
-    sha256, compared = file_digest(exported), exported.with_name("parity.json")
-    if (expected := read_object(compared, ("sha256",))["sha256"]) != sha256:
-        raise ExportError(
-            f"{exported}: not the file that was compared with the network: "
-            f"its SHA-256 is {sha256}, {compared} says {expected}"
-        )
-    return sha256
-
-
-def _lineage(run: Mapping[str, Any], config_hash: str) -> dict[str, str]:
+def _lineage(release: Release) -> dict[str, str]:
     """Where the model came from, as tags; what is not known is left out."""
-    data = run.get("data") or {}
-    known = {
-        **{f"data.{kind}.md5": facts["md5"] for kind, facts in data.items() if facts},
-        "data.dvc.md5": run.get("data_dvc"),
-        "git.commit": run.get("git_commit"),
-        "git.dirty": run.get("git_dirty"),
-        "config.hash": config_hash,
-        "image": run.get("image"),
-        "pdnet.version": run.get("pdnet"),
-        "train.device": run.get("device"),
-        "train.precision": run.get("precision"),
-    }
+    facts, files, train = release.facts, release.facts["files"], release.step("train")
+    engine = files.get("tensorrt/pdnet.engine") or {}
+    return _as_tags(
+        {
+            **{f"data.{kind}.md5": data["md5"] for kind, data in facts["data"].items() if data},
+            "data.dvc.md5": facts["data_dvc"],
+            "data.dvc.revision": facts["data_revision"],
+            "git.commit": facts["git"]["commit"],
+            "git.dirty": facts["git"]["dirty"],
+            "config.hash": facts["config_hash"],
+            "image": facts["image"],
+            "pdnet.version": train.get("pdnet"),
+            "train.host": train.get("host"),
+            "train.device": train.get("device"),
+            "train.precision": train.get("precision"),
+            "weights.sha256": files["model.safetensors"]["sha256"],
+            "onnx.sha256": files["pdnet.onnx"]["sha256"],
+            "tensorrt.sha256": engine.get("sha256"),
+            "release.sha256": release.sha256,
+        }
+    )
+
+
+def _as_tags(known: Mapping[str, Any]) -> dict[str, str]:
+    """What is known, as text."""
     return {
         key: str(value).lower() if isinstance(value, bool) else str(value)
         for key, value in known.items()
@@ -210,23 +253,24 @@ def _lineage(run: Mapping[str, Any], config_hash: str) -> dict[str, str]:
     }
 
 
-def _datasets(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Dataset]:
-    """Every data set once, with all its uses."""
+def _datasets(release: Release, runs: Mapping[str, Mapping[str, Any]]) -> Iterator[Dataset]:
+    """Every data set once, with all its uses and the DVC version that it is part of."""
     uses: dict[tuple[str, str], list[str]] = {}
     facts: dict[tuple[str, str], dict[str, Any]] = {}
+    dvc = {"dvc_md5": release.facts["data_dvc"], "dvc_revision": release.facts["data_revision"]}
     for use, run in runs.items():
         for kind, found in (run.get("data") or {}).items():
             if found:
                 key = (kind, found["md5"][:MAX_DIGEST])
                 uses.setdefault(key, []).append(use)
-                facts[key] = found
+                facts[key] = found | dvc
     for (kind, digest), found in facts.items():
-        rest = {key: value for key, value in found.items() if key != "path"}
+        rest = {key: value for key, value in found.items() if key != "path" and value is not None}
         yield Dataset(kind, digest, str(found["path"]), rest, ", ".join(uses[kind, digest]))
 
 
 def _figures(scores: Mapping[str, Any], clips: pd.DataFrame) -> dict[str, Any]:
-    """J&F of the data set, of each clip and of the baselines; speed; parts."""
+    """J&F of the data set with its intervals, of each scenario, each clip and the baselines; speed; parts."""
     speed, parts = scores["speed"], scores.get("parts") or {}
     where = label(re.sub(r"\((R|TM)\)", "", f"{speed['device']} {speed['precision']}"))
     figures = _measures(scores) | {
@@ -234,6 +278,11 @@ def _figures(scores: Mapping[str, Any], clips: pd.DataFrame) -> dict[str, Any]:
         f"fps/network {where}": speed["network_fps"],
         f"fps/end_to_end {where}": speed["end_to_end_fps"],
     }
+    for name, ends in (scores.get("intervals") or {}).items():
+        if isinstance(ends, list):
+            figures |= {f"interval/{name}_low": ends[0], f"interval/{name}_high": ends[1]}
+    for scenario in scores.get("scenarios") or []:
+        figures[f"scenario/jf/{label(scenario['scenario'])}"] = scenario["jf_mean"]
     figures |= {f"all_frames/{name}": value for name, value in _measures(scores["all_frames"]).items()}
     for baseline in scores["baselines"]:
         figures[f"baseline/{label(baseline['method'])}"] = baseline["jf_mean"]
@@ -261,45 +310,45 @@ def _measures(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parity(parity: Mapping[str, Any]) -> dict[str, Any]:
+    """How closely the exported files agree with the network."""
+    streaming = parity.get("streaming") or {}
     return {
         "onnx/jf_mean": parity["onnx"]["jf_mean"],
         "onnx/torch_jf_mean": parity["torch"]["jf_mean"],
-        **{f"onnx/{name}": parity[name] for name in _AGREEMENT},
+        **{f"onnx/{name}": parity.get(name) for name in _AGREEMENT},
+        **{f"onnx/streaming_{name}": streaming.get(name) for name in _AGREEMENT},
+        "onnx/streaming_jf_mean": (streaming.get("onnx") or {}).get("jf_mean"),
     }
 
 
-def _train_curves(folder: Path, run: Mapping[str, Any]) -> Iterator[Point]:
-    """`train/<term>` of the video iterations, `train/<term>_image` of the image iterations, `lr/<group>` of all.
-
-    The total is `train/loss_video` and `train/loss_image`: the two sum different terms and are not comparable.
-    """
-    log = read_table(folder / "log.parquet", ("step", "phase", "loss", "seconds"))
-    not_terms = {"step", "epoch", "phase", "data_seconds", "seconds"}
-    terms = [name for name in log.columns if name not in not_terms and not name.startswith("lr_")]
+def _curves(folder: Path, run: Mapping[str, Any], columns: tuple[str, ...]) -> Iterator[Point]:
+    """Every curve of a training's log; see `pdnet.tracking.curves` for their names."""
+    log = read_table(folder / "log.parquet", columns)
+    started = datetime.datetime.fromisoformat(run["started"]).timestamp()
+    drawn: dict[str, list[pd.DataFrame]] = {}
     for phase, rows in log.groupby("phase", sort=False):
-        for term in terms:
-            plain = phase == "video" and term != "loss"
-            yield from _curve(rows, term, f"train/{term}" if plain else f"train/{term}_{label(phase)}", run)
-    for name in log.columns:
-        if name.startswith("lr_"):
-            yield from _curve(log, name, f"lr/{name.removeprefix('lr_')}", run)
+        for column in log.columns:
+            if name := curve_name(column, label(phase)):
+                drawn.setdefault(name, []).append(
+                    rows[["step", column, "seconds"]].set_axis(("step", "y", "seconds"), axis=1)
+                )
+    for name, pieces in drawn.items():
+        for step, value, seconds in _thinned(pd.concat(pieces).sort_values("step", kind="stable")):
+            yield Point(name, int(step), float(value), int((started + seconds) * 1000))
 
 
-def _pretrain_curves(folder: Path, run: Mapping[str, Any]) -> Iterator[Point]:
-    log = read_table(folder / "log.parquet", ("step", "loss", "lr_encoder", "seconds"))
-    yield from _curve(log, "loss", "pretrain/loss", run)
-    yield from _curve(log, "lr_encoder", "lr/pretrain_encoder", run)
-
-
-def _curve(rows: pd.DataFrame, column: str, name: str, run: Mapping[str, Any]) -> Iterator[Point]:
-    """The numbers of one column; at most `MAX_POINTS` of them, evenly spread, the first and the last among them."""
-    rows = rows[np.isfinite(rows[column].to_numpy(np.float64))]
+def _thinned(rows: pd.DataFrame) -> Iterator[tuple[int, float, float]]:
+    """The finite values of a curve; at most `MAX_POINTS` of them, evenly spread, the first and the last among them."""
+    rows = rows[np.isfinite(rows["y"].to_numpy(np.float64))]
     if len(rows) > MAX_POINTS:
         rows = rows.iloc[np.linspace(0, len(rows) - 1, MAX_POINTS).round().astype(int)]
-    started = datetime.datetime.fromisoformat(run["started"]).timestamp()
-    for step, value, seconds in zip(rows["step"], rows[column], rows["seconds"], strict=True):
-        yield Point(name, int(step), float(value), int((started + seconds) * 1000))
+    return zip(rows["step"], rows["y"], rows["seconds"], strict=True)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are numbers."""
+    return {
+        name: float(value)
+        for name, value in figures.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }

@@ -1,29 +1,39 @@
-"""A finished pipeline run becomes one MLflow run and one version of the registered model."""
+"""A finished pipeline run becomes one MLflow run with a run for each step, and one version of the registered model."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pdnet.tracking.card import model_card
 from pdnet.tracking.config import TrackingConfig
-from pdnet.tracking.record import Record, read_record
+from pdnet.tracking.delivery import TRAINING_TAG
+from pdnet.tracking.figures import write_figures
+from pdnet.tracking.pyfunc import save_served_model
+from pdnet.tracking.record import Point, Record, StepRecord, read_record
+from pdnet.tracking.release import RELEASE, Release, present, write_release
 from pdnet.tracking.samples import write_samples
 from pdnet.tracking.store import Store, experiment_id, open_store, origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 T = TypeVar("T")
 
-#: The alias of the newest version.
+#: The alias of the version that was registered last.
 CANDIDATE = "candidate"
+#: The tag of a run that belongs to another, as MLflow's page nests them.
+PARENT = "mlflow.parentRunId"
+#: The tag of a version by which a second registration of the same model is recognised.
+IDENTITY = "identity"
 
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
@@ -37,12 +47,13 @@ class Registration:
         tracking_uri: the store, without secrets; as given, so a relative path is one of the working folder.
         experiment: its name.
         experiment_id: its id in the store.
-        run_id: the run.
+        run_id: the run of the model; those of the steps are its children.
         run_artifact_uri: where the run's files are.
         model: name of the registered model.
-        version: its new version.
+        version: its version.
         model_uri: what `mlflow.pyfunc.load_model` takes.
         model_artifact_uri: where the files of this version are.
+        new: whether this call made the version; else the same model was there already.
     """
 
     tracking_uri: str
@@ -54,105 +65,233 @@ class Registration:
     version: str
     model_uri: str
     model_artifact_uri: str
+    new: bool
+
+
+class _Files(NamedTuple):
+    """What is made for the record before the store is asked for anything."""
+
+    model: Path  #: the MLflow model, with the release in it
+    pictures: tuple[tuple[Path, str], ...]  #: each with its folder in the run
+    card: str
 
 
 def register_model(
     *,
     config: Mapping[str, Any],
     config_hash: str,
-    train: Path,
+    validation: Path,
     pretrain: Path,
+    train: Path,
     evaluation: Path,
     export: Path,
     report: Path | None,
     tensorrt: Path | None = None,
     tracking: TrackingConfig,
 ) -> Registration:
-    """Record a pipeline run in MLflow and register its ONNX model as a new version with the alias `candidate`.
+    """Record a pipeline run in MLflow and register its model as a new version with the alias `candidate`.
 
-    Where MLFLOW_RUN_ID names a run, as Kubeflow's MLflow plugin does, the new run is its child.
+    The run of the model holds parameters, lineage, figures and files; each step has a run of its own beneath it: the
+    one that it wrote into while it ran, where there is one, else one made now from its folder. Where Kubeflow's MLflow
+    plugin names a run in MLFLOW_RUN_ID, the pipeline's run there is the run of the model.
 
-    All or nothing: after a failure there is no new version and no half-written model, and the run stands as FAILED
-    with what had been logged. Calling twice gives two runs and two versions.
+    The same model (configuration, data, weights, exported files) is registered once: a second call finds its version
+    and makes it the candidate. All or nothing: after a failure there is no new version and no half-written model, and
+    the run stands as FAILED with what had been logged.
 
     Args:
         config: the resolved configuration as plain values (`pdnet.config.to_mapping`).
         config_hash: its hash.
-        train: folder of the train step.
+        validation: folder of the validate step.
         pretrain: folder of the pretrain step.
+        train: folder of the train step.
         evaluation: folder of the evaluate step.
-        export: folder of the export step.
+        export: folder of the export_onnx step.
         report: folder of the report step; None where there is none.
         tensorrt: folder of the export_tensorrt step; None where there is none.
-        tracking: names of experiment and model.
+        tracking: names of experiment and model, and the licence.
 
     Raises:
         DataError: a folder lacks a file that its step writes.
         ExportError: an exported file is not the one whose agreement with the network was measured.
         TrackingError: the store does not answer or refuses.
     """
-    record = read_record(
-        config,
-        config_hash,
-        train=train,
-        pretrain=pretrain,
-        evaluation=evaluation,
-        export=export,
-        report=report,
-        tensorrt=tensorrt,
-    )
+    folders = {"validate": validation, "pretrain": pretrain, "train": train, "evaluate": evaluation}
+    folders |= {"export_onnx": export} | ({"export_tensorrt": tensorrt} if tensorrt else {})
     with tempfile.TemporaryDirectory() as scratch:
-        samples = write_samples(evaluation, Path(scratch))
+        release = write_release(
+            Path(scratch, RELEASE),
+            config=config,
+            config_hash=config_hash,
+            validation=validation,
+            pretrain=pretrain,
+            train=train,
+            evaluation=evaluation,
+            export=export,
+            tensorrt=tensorrt,
+        )
+        record = read_record(release, folders | ({"report": report} if report else {}))
         with open_store() as store:
-            return _register(store, record, samples, tracking, run_name=f"{tracking.model} {config_hash}")
+            _ensure_registered_model(store.client, tracking.model)
+            if found := _registered(store, record, tracking):
+                return found
+            files = _write_files(
+                release, record, folders, report=report, licence=tracking.licence, scratch=Path(scratch)
+            )
+            return _register(store, record, files, tracking, run_name=f"{tracking.model} {config_hash}")
 
 
-def _register(
-    store: Store, record: Record, samples: Sequence[Path], tracking: TrackingConfig, *, run_name: str
-) -> Registration:
-    """Run, model, version, alias, in this order; `undo` takes back what is there when one of them fails."""
+def _registered(store: Store, record: Record, tracking: TrackingConfig) -> Registration | None:
+    """The version that this model is already, which becomes the candidate; None where there is none."""
+    same = f"name = '{tracking.model}' AND tags.{IDENTITY} = '{record.identity}'"
+    for version in store.client.search_model_versions(same):
+        if version.status == "READY" and version.run_id:
+            store.client.set_registered_model_alias(tracking.model, CANDIDATE, version.version)
+            return _registration(store, tracking, version.run_id, version, new=False)
+    return None
+
+
+def _write_files(
+    release: Release,
+    record: Record,
+    folders: Mapping[str, Path],
+    *,
+    report: Path | None,
+    licence: str,
+    scratch: Path,
+) -> _Files:
+    model, drawn, samples = (scratch / name for name in ("model", "figures", "samples"))
+    for folder in (drawn, samples):
+        folder.mkdir()
+    save_served_model(model, release.folder)
+    pictures = [
+        *((path, "samples") for path in write_samples(folders["evaluate"], samples)),
+        *((path, "figures") for path in write_figures(record.clips, folders["train"], drawn)),
+    ]
+    pages = [(path, "validation") for path in sorted(folders["validate"].glob("*.html"))]
+    pages += [(path, "validation/data_docs") for path in sorted(folders["validate"].glob("data_docs/*.html"))]
+    pages += [(present(report / "index.html"), "report")] if report else []
+    return _Files(model, (*pictures, *pages), model_card(release, licence=licence))
+
+
+def _register(store: Store, record: Record, files: _Files, tracking: TrackingConfig, *, run_name: str) -> Registration:
+    """Run, runs of the steps, model, version, alias, in this order; `undo` takes back what is there when one fails."""
     client = store.client
-    experiment = experiment_id(store, tracking.experiment)
-    _ensure_registered_model(client, tracking.model)
     with contextlib.ExitStack() as undo:
-        run = client.create_run(experiment, run_name=run_name, tags=_run_tags(record))
-        run_id = run.info.run_id
-        undo.callback(_quietly, client.set_terminated, run_id, "FAILED")
+        run_id, experiment, ours = _model_run(store, record, tracking, run_name)
+        if ours:
+            undo.callback(_quietly, client.set_terminated, run_id, "FAILED")
         _log_params(client, run_id, record.params)
         _log_datasets(client, run_id, record)
-        _log_files(client, run_id, record, samples)
+        _log_files(client, run_id, record, files)
+        for step in record.steps:
+            _record_step(client, experiment, run_id, step, undo)
 
         logged = client.create_logged_model(
-            experiment, name="onnx", source_run_id=run_id, tags=record.version_tags, params=record.params
+            experiment, name="pdnet", source_run_id=run_id, tags=record.version_tags, params=record.params
         )
         undo.callback(_quietly, client.delete_logged_model, logged.model_id)
-        _log_model(record.onnx, run_id, logged.model_id)
-        # After the model: MLflow copies what the run holds at step 0 to a model, and a first loss is no figure of it.
-        _log_metrics(client, run_id, [*_final_metrics(record, logged.model_id), *_curve_metrics(record)])
+        client.log_model_artifacts(logged.model_id, str(files.model))
+        client.finalize_logged_model(logged.model_id, "READY")
+        _log_metrics(client, run_id, _final_metrics(record, logged.model_id))
 
         version = client.create_model_version(
             tracking.model,
             source=f"models:/{logged.model_id}",
             run_id=run_id,
             model_id=logged.model_id,
-            tags=record.version_tags,
+            tags=record.version_tags | {IDENTITY: record.identity},
+            description=files.card,
         )
         undo.callback(_quietly, client.delete_model_version, tracking.model, version.version)
         _link(client, logged.model_id, tracking.model, str(version.version))
-        client.set_terminated(run_id)
+        if ours:
+            client.set_terminated(run_id)
         client.set_registered_model_alias(tracking.model, CANDIDATE, version.version)
         undo.pop_all()
+    return _registration(store, tracking, run_id, version, new=True)
+
+
+def _registration(store: Store, tracking: TrackingConfig, run_id: str, version: Any, *, new: bool) -> Registration:
+    run = store.client.get_run(run_id)
+    experiment = store.client.get_experiment(run.info.experiment_id)
     return Registration(
         tracking_uri=store.uri,
-        experiment=tracking.experiment,
-        experiment_id=experiment,
+        experiment=str(experiment.name),
+        experiment_id=str(experiment.experiment_id),
         run_id=run_id,
-        run_artifact_uri=run.info.artifact_uri,
+        run_artifact_uri=str(run.info.artifact_uri),
         model=tracking.model,
         version=str(version.version),
         model_uri=f"models:/{tracking.model}/{version.version}",
-        model_artifact_uri=logged.artifact_location,
+        model_artifact_uri=store.client.get_model_version_download_uri(tracking.model, version.version),
+        new=new,
     )
+
+
+def _model_run(store: Store, record: Record, tracking: TrackingConfig, name: str) -> tuple[str, str, bool]:
+    """The run of the model, its experiment, and whether it is ours to end.
+
+    Kubeflow's plugin gives the pipeline a run, and each task one beneath it, which MLFLOW_RUN_ID names.
+    """
+    client, tags = store.client, _run_tags(record)
+    if given := os.environ.get("MLFLOW_RUN_ID"):
+        run_id = client.get_run(given).data.tags.get(PARENT, given)
+        for key, value in tags.items():
+            if not key.startswith("mlflow."):
+                client.set_tag(run_id, key, value)
+        return run_id, str(client.get_run(run_id).info.experiment_id), False
+    experiment = experiment_id(store, tracking.experiment)
+    run = client.create_run(experiment, start_time=record.steps[0].started_ms, run_name=name, tags=tags)
+    return str(run.info.run_id), experiment, True
+
+
+def _record_step(
+    client: MlflowClient, experiment: str, model_run: str, step: StepRecord, undo: contextlib.ExitStack
+) -> None:
+    """Record a step beneath the run of the model: in the run that it wrote into itself, else in a new one.
+
+    A run that belongs to another model already stays there: the step's result was taken from a cache.
+    """
+    run = _live_run(client, experiment, step, model_run)
+    if run is None:
+        tags = step.tags | origin_tags() | {PARENT: model_run, "mlflow.source.name": f"pdnet {step.step}"}
+        tags |= {TRAINING_TAG: step.training} if step.training else {}  # what is sent later finds it by this
+        run = client.create_run(experiment, step.started_ms, tags, run_name=step.step)
+        undo.callback(_quietly, client.delete_run, run.info.run_id)
+        missing = list(step.curves)
+    else:
+        if PARENT not in run.data.tags:
+            client.set_tag(run.info.run_id, PARENT, model_run)
+            undo.callback(_quietly, client.delete_tag, run.info.run_id, PARENT)
+        known = {
+            name: {metric.step for metric in client.get_metric_history(run.info.run_id, name)}
+            for name in {point.name for point in step.curves}
+        }
+        missing = [point for point in step.curves if point.step not in known[point.name]]
+    _log_metrics(client, run.info.run_id, [*_points(missing), *_figures(step)])
+    client.log_artifact(run.info.run_id, str(step.record))
+    if run.info.status == "RUNNING" and os.environ.get("MLFLOW_RUN_ID") is None:
+        client.set_terminated(run.info.run_id, "FINISHED", step.ended_ms)
+
+
+def _live_run(client: MlflowClient, experiment: str, step: StepRecord, model_run: str) -> Run | None:
+    """The run that a step wrote into, where this store has it and no other model does.
+
+    One that the step could not make, for the store was away, may have been made later; its tag tells.
+    """
+    from mlflow.exceptions import MlflowException
+
+    run = None
+    if step.live_run is not None:
+        with contextlib.suppress(MlflowException):
+            run = client.get_run(step.live_run)
+    elif step.training is not None:
+        found = client.search_runs([experiment], f"tags.`{TRAINING_TAG}` = '{step.training}'", max_results=1)
+        run = found[0] if found else None
+    if run is None or run.info.run_id == model_run or run.info.lifecycle_stage != "active":
+        return None
+    return run if run.data.tags.get(PARENT) in (None, model_run) else None
 
 
 def _ensure_registered_model(client: MlflowClient, name: str) -> None:
@@ -186,10 +325,16 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -
         client.log_batch(run_id, metrics=batch)
 
 
-def _curve_metrics(record: Record) -> list[Metric]:
+def _points(points: Sequence[Point]) -> list[Metric]:
     from mlflow.entities import Metric
 
-    return [Metric(point.name, point.value, point.time_ms, point.step) for point in record.curves]
+    return [Metric(point.name, point.value, point.time_ms, point.step) for point in points]
+
+
+def _figures(step: StepRecord) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, step.ended_ms, 0) for name, value in step.metrics.items()]
 
 
 def _final_metrics(record: Record, model_id: str) -> list[Metric]:
@@ -214,44 +359,10 @@ def _log_datasets(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_inputs(run_id, datasets=inputs)
 
 
-def _log_files(client: MlflowClient, run_id: str, record: Record, samples: Sequence[Path]) -> None:
-    client.log_text(run_id, record.config_yaml, "params.yaml")
-    for path, folder in (*record.files, *((sample, "samples") for sample in samples)):
+def _log_files(client: MlflowClient, run_id: str, record: Record, files: _Files) -> None:
+    for path, folder in files.pictures:
         client.log_artifact(run_id, str(path), folder)
-
-
-def _log_model(path: Path, run_id: str, model_id: str) -> None:
-    """Log the ONNX model as one file, byte for byte what was exported, with a signature and pinned requirements."""
-    import mlflow.onnx
-    import onnx
-
-    model = onnx.load(path)
-    mlflow.onnx.log_model(
-        model,
-        name="onnx",
-        run_id=run_id,
-        model_id=model_id,
-        signature=_signature(model.graph),
-        pip_requirements=mlflow.onnx.get_default_pip_requirements(),  # else MLflow runs the model to guess them
-        save_as_external_data=False,
-    )
-
-
-def _signature(graph: Any) -> Any:
-    """The graph's tensors as an MLflow signature; a dimension without a number is -1."""
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    def schema(values: Any) -> Any:
-        specs: list[Any] = []
-        for value in values:
-            kind = value.type.tensor_type
-            shape = tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in kind.shape.dim)
-            specs.append(TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), shape, value.name))
-        return Schema(specs)
-
-    return ModelSignature(inputs=schema(graph.input), outputs=schema(graph.output))
+    client.log_table(run_id, record.clips, "clips.json")
 
 
 def _link(client: MlflowClient, model_id: str, name: str, version: str) -> None:

@@ -3,7 +3,7 @@
     <folder>/step-00000120/
         state.safetensors   weights, state of the optimisers, state of the random generators
         log.parquet         the log: a row an iteration; their number is the place in the schedule and the streams
-        checkpoint.json     what run it belongs to, and the digests of the two files
+        checkpoint.json     what run it belongs to, and the digests of the two files; which training it is of
 
 Each is written whole, and the last two are kept.
 """
@@ -19,6 +19,7 @@ import shutil
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,6 +101,10 @@ class State:
         return next(self.task.parameters()).device
 
 
+class StoppedError(TrainingError):
+    """The process was told to stop; the training can go on."""
+
+
 class Checkpoints:
     """The checkpoints of one run in a folder that all its processes see.
 
@@ -108,11 +113,15 @@ class Checkpoints:
         run: what determines the weights, by name; anything JSON holds, or a dataclass of it. The weights that a
             training starts from are added. A checkpoint of another run is not continued, but replaced.
         seconds: time from one to the next; 0 writes one after every iteration.
+
+    Attributes:
+        training: identifies the training: another one each time that it starts anew, the same when it goes on.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
         self.run = {name: _digest(value) for name, value in run.items()}
+        self.training = uuid.uuid4().hex
         self.whole: list[Path] = []
         self.saved = time.monotonic()
 
@@ -131,7 +140,8 @@ class Checkpoints:
         try:
             state.restore(load_file(newest / "state.safetensors"))
             state.rows[:] = pd.read_parquet(newest / "log.parquet").to_dict("records")  # type: ignore[assignment]
-        except (OSError, SafetensorError) as error:
+            self.training = read_object(newest / "checkpoint.json").get("training", self.training)
+        except (OSError, SafetensorError, DataError) as error:
             raise CheckpointError(
                 f"{newest}: cannot be read ({error}); expected in the sight of every process"
             ) from None
@@ -157,7 +167,8 @@ class Checkpoints:
                 save_file(state.tensors(), fresh / "state.safetensors")
                 pd.DataFrame(state.rows).to_parquet(fresh / "log.parquet", index=False)
                 digests = {name: file_digest(fresh / name) for name in ("state.safetensors", "log.parquet")}
-                write_json(fresh / "checkpoint.json", {"run": self.run, "sha256": digests})
+                manifest = {"run": self.run, "sha256": digests, "training": self.training}
+                write_json(fresh / "checkpoint.json", manifest)
         except (OSError, SafetensorError) as error:
             last = f"the last whole one is {self.whole[-1]}" if self.whole else "there is none before it"
             raise CheckpointError(f"{target}: cannot be written ({error}); {last}") from None
@@ -226,7 +237,7 @@ def resumable(state: State, checkpoints: Checkpoints | None) -> Iterator[Callabl
                 checkpoints.save(state)
             if stop:
                 distributed.any_process(True)  # nobody leaves before it is written
-                raise TrainingError(
+                raise StoppedError(
                     f"stopped by SIGTERM after {state.step} iterations; "
                     f"a checkpoint is in {checkpoints.folder}, run again to go on"
                 )

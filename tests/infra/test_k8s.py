@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -639,8 +640,13 @@ def test_mlflow_takes_its_command_lines(sites: dict[str, list[Doc]]) -> None:
 
 
 def test_the_image_has_what_the_server_needs() -> None:
-    wanted = (ROOT / "infra" / "images" / "server.txt").read_text(encoding="utf-8")
-    assert {"boto3", "psycopg2-binary"} <= set(re.findall(r"^([a-z0-9-]+)==", wanted, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    server = {re.split("[<>=]", line)[0] for line in project["optional-dependencies"]["server"]}
+    assert server == {"boto3", "flask-wtf", "psycopg2-binary"}
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert server <= set(re.findall(r"^([a-z0-9-]+)==", locked, re.MULTILINE))
+    installed = (ROOT / "infra" / "images" / "Dockerfile").read_text(encoding="utf-8").partition("AS cpu\n")[2]
+    assert "/run/tools/server.txt" in installed.partition("\nFROM")[0]
 
 
 def test_the_pipeline_finds_what_it_names(sites: dict[str, list[Doc]]) -> None:

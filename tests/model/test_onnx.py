@@ -1,4 +1,4 @@
-"""The exported graph is the same function as the network."""
+"""The exported graphs are the same function as the network."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from small_networks import images, small_network
 
 import pdnet
 from pdnet.errors import ExportError
-from pdnet.export.onnx import PairGraph, export_pair
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession
+from pdnet.export.onnx import REFERENCE_ENCODER, SEGMENTER, PairGraph, export_pair, export_streaming
+from pdnet.inference.onnx_session import OnnxModel, OnnxSession, StreamingModel
 from pdnet.inference.session import PortraitSession, prepare
-from pdnet.model import PDNet
+from pdnet.model import PDNet, ReferenceFeatures
 
 SIZE = 64
 METADATA = {"pdnet": "0.1.0", "preprocessing": "RGB, ImageNet mean and standard deviation", "data_md5": "None"}
@@ -51,23 +51,26 @@ def test_runtime_agrees_with_torch(exported):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
+def shapes(values) -> dict[str, list[int | str]]:
+    """Names and axes of float32 inputs or outputs."""
+    assert all(value.type.tensor_type.elem_type == TensorProto.FLOAT for value in values)
+    return {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values
+    }
+
+
 def test_file_is_valid_and_says_what_it_is(exported):
     network, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert {entry.key: entry.value for entry in model.metadata_props} == METADATA
     assert {opset.domain: opset.version for opset in model.opset_import}[""] == 18
-
-    def shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
-        assert value.type.tensor_type.elem_type == TensorProto.FLOAT
-        return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
-
     N = network.config.references
-    assert {value.name: shape_of(value) for value in model.graph.input} == {
+    assert shapes(model.graph.input) == {
         "target": ["batch", 3, SIZE, SIZE],
         "reference": ["batch", 3, SIZE, SIZE] if N == 1 else ["batch", N, 3, SIZE, SIZE],
     }
-    assert {value.name: shape_of(value) for value in model.graph.output} == {"probability": ["batch", 1, SIZE, SIZE]}
+    assert shapes(model.graph.output) == {"probability": ["batch", 1, SIZE, SIZE]}
     assert not (path.parent / f"{path.name}.data").exists(), "the weights belong into the file"
     assert list(path.parent.iterdir()) == [path]
 
@@ -87,6 +90,111 @@ def test_a_clip_through_the_file_equals_the_clip_through_the_network(exported):
     theirs = OnnxSession(OnnxModel(path), reference=clip[0])
     for frame in clip:
         np.testing.assert_allclose(theirs.step(frame).probability, ours.step(frame).probability, rtol=0, atol=1e-4)
+
+
+# The streaming pair
+
+
+@pytest.fixture(scope="module", params=["one reference", "two references"])
+def streaming(request, tmp_path_factory) -> tuple[PDNet, Path]:
+    """A network and the folder of its two files."""
+    network = small_network(width=16, **KINDS[request.param])
+    folder = tmp_path_factory.mktemp("streaming")
+    export_streaming(network, folder, size=SIZE, opset=18, metadata=METADATA)
+    return network, folder
+
+
+def open_streaming(folder: Path) -> StreamingModel:
+    return StreamingModel(folder / REFERENCE_ENCODER, folder / SEGMENTER)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_streaming_agrees_with_torch_for_any_number_of_references(streaming, count, batch):
+    network, folder = streaming
+    model = open_streaming(folder)
+    assert (model.size, model.references) == (SIZE, network.config.references)
+    target = images(batch, SIZE, SIZE, seed=1)
+    references = [images(batch, SIZE, SIZE, seed=2 + n) for n in range(count)]
+    with torch.no_grad():
+        encoded = [network.encode_reference(image) for image in references]
+        output = network.segment(target, ReferenceFeatures.concatenate(encoded), as_reference=True)
+        other = network.segment(target, encoded[-1]).logits.sigmoid()
+    wanted = output.logits.sigmoid()
+    assert wanted.std() > 0.01, "the case says nothing where all pixels are alike"
+    assert count == 1 or (wanted - other).abs().max() > 1e-3, "... or where the references do not matter"
+    features = [model.encode_reference(image) for image in references]
+    for ours, theirs in zip(encoded, features, strict=True):
+        torch.testing.assert_close(theirs.key[:, 0], ours.key, rtol=0, atol=1e-4)
+        torch.testing.assert_close(theirs.value[:, 0], ours.value, rtol=0, atol=1e-4)
+    found, own = model.segment(target, features)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert (own is None) == (network.config.references == 1)
+    if own is not None:
+        again = model.encode_reference(target)
+        for ours, theirs, encoded_again in zip(output.as_reference[:2], own, again, strict=True):
+            torch.testing.assert_close(theirs[:, 0], ours, rtol=0, atol=1e-4)
+            torch.testing.assert_close(theirs, encoded_again, rtol=0, atol=1e-4)
+    stacked = references[0] if count == 1 else torch.stack(references, dim=1)
+    torch.testing.assert_close(model.probability(target, stacked), found, rtol=0, atol=1e-5)
+
+
+def test_streaming_files_are_valid_and_say_what_they_are(streaming):
+    network, folder = streaming
+    assert {path.name for path in folder.iterdir()} == {REFERENCE_ENCODER, SEGMENTER}
+    encoder, segmenter = (onnx.load(folder / name) for name in (REFERENCE_ENCODER, SEGMENTER))
+    for model in (encoder, segmenter):
+        onnx.checker.check_model(model, full_check=True)
+        facts = {entry.key: entry.value for entry in model.metadata_props}
+        assert facts == METADATA | {"references": str(network.config.references)}
+        assert {opset.domain: opset.version for opset in model.opset_import}[""] == 18
+    image, tokens = {"image": ["batch", 3, SIZE, SIZE]}, [3, (SIZE // 16) ** 2, 4]
+    assert shapes(encoder.graph.input) == image
+    assert shapes(encoder.graph.output) == {name: ["batch", 1, *tokens] for name in ("key", "value")}
+    features = {name: ["batch", "references", *tokens] for name in ("key", "value")}
+    assert shapes(segmenter.graph.input) == image | features
+    own = {name: ["batch", 1, *tokens] for name in ("own_key", "own_value")} if network.config.references > 1 else {}
+    assert shapes(segmenter.graph.output) == {"probability": ["batch", 1, SIZE, SIZE]} | own
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    for trace in (b"site-packages", b'File "', str(Path(pdnet.__file__).parent).encode()):
+        assert trace not in content
+
+
+@pytest.mark.parametrize("streaming", ["one reference"], indirect=True)
+def test_the_same_network_gives_the_same_streaming_files(streaming, tmp_path):
+    network, folder = streaming
+    export_streaming(network, tmp_path, size=SIZE, opset=18, metadata=METADATA)
+    for name in (REFERENCE_ENCODER, SEGMENTER):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_network_that_refers_to_nothing_has_no_streaming_pair(tmp_path):
+    with pytest.raises(ExportError, match=r"a network without IPDA has no features of a reference to stream with$"):
+        export_streaming(small_network(ipda=False), tmp_path, size=SIZE, opset=18, metadata={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_streaming_files_in_each_others_place(streaming, tmp_path):
+    _, folder = streaming
+    encoder, segmenter = folder / REFERENCE_ENCODER, folder / SEGMENTER
+    with pytest.raises(ExportError) as caught:
+        StreamingModel(segmenter, encoder)
+    assert str(caught.value).startswith(f"{segmenter}: inputs image, key, value and outputs probability")
+    assert str(caught.value).endswith("; expected image, and key and value")
+    with pytest.raises(ExportError) as caught:
+        StreamingModel(encoder, encoder)
+    expected = "inputs image and outputs key, value; expected image and key and value, and probability"
+    assert str(caught.value) == f"{encoder}: {expected}"
+    with pytest.raises(ExportError, match=r"no such file; expected an ONNX file of `pdnet export onnx`$"):
+        StreamingModel(encoder, tmp_path / "absent.onnx")
+    model = onnx.load(segmenter)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "nameless.onnx")
+    with pytest.raises(ExportError, match=r"does not say its number of references; expected it as metadata$"):
+        StreamingModel(encoder, tmp_path / "nameless.onnx")
+
+
+# Files that are not ours
 
 
 def refusal(path: Path) -> str:

@@ -21,6 +21,16 @@ CLIPS = {"talk/clip_1": 0.9, "talk/clip_2": 0.7, "dance/clip:3": 0.4}
 FRAMES_PER_CLIP = 4
 PARTS = 3
 
+#: Folders of the steps.
+STEPS = {
+    "validation": "validate",
+    "pretrain": "pretrain",
+    "train": "train",
+    "evaluation": "evaluate",
+    "export": "export_onnx",
+    "report": "report",
+}
+
 CONFIG: dict[str, Any] = {
     "seed": 0,
     "device": "auto",
@@ -31,12 +41,13 @@ CONFIG: dict[str, Any] = {
 
 
 def write_finished_run(root: Path, *, train_steps: int = TRAIN_STEPS) -> dict[str, Path]:
-    """Write `pretrain/`, `train/`, `evaluation/`, `export/`, `report/`; the paths are `register_model`'s arguments."""
-    folders = {name: root / name for name in ("pretrain", "train", "evaluation", "export", "report")}
+    """Write `validation/`, `pretrain/`, `train/`, ...; the paths are `register_model`'s arguments."""
+    folders = {name: root / name for name in STEPS}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    for name, folder in folders.items():
-        (folder / "run.json").write_text(json.dumps(_run_facts(name)))
+    for name, step in STEPS.items():
+        (folders[name] / "run.json").write_text(json.dumps(_run_facts(step)))
+    _write_validation(folders["validation"])
     for name in ("pretrain", "train"):
         (folders[name] / "model.safetensors").write_bytes(b"weights of " + name.encode())
     _pretrain_log().to_parquet(folders["pretrain"] / "log.parquet")
@@ -77,8 +88,10 @@ def _pretrain_log() -> pd.DataFrame:
 
 
 def _run_facts(step: str) -> dict[str, Any]:
-    return {
+    training = {"processes": 2, "accelerators": 2} if step == "train" else {}
+    return training | {
         "step": step,
+        "host": "example-host",
         "pdnet": "0.1.0",
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "git_dirty": True,
@@ -95,6 +108,13 @@ def _run_facts(step: str) -> dict[str, Any]:
         "seconds": 12.5,
         "parents": {},
     }
+
+
+def _write_validation(folder: Path) -> None:
+    (folder / "data.json").write_text(json.dumps({"valid": True, "data": _run_facts("validate")["data"]}))
+    (folder / "data_docs").mkdir()
+    for name in ("index.html", "data_docs/clips.html"):
+        (folder / name).write_text("<!doctype html><title>validation</title>")
 
 
 def _write_evaluation(folder: Path, images: Path) -> None:
@@ -144,6 +164,17 @@ def _scores() -> dict[str, Any]:
         "protocol": "mvps",
         "clips": len(CLIPS),
         "frames": len(CLIPS) * FRAMES_PER_CLIP,
+        "intervals": {
+            "level": 0.95,
+            "resamples": 1000,
+            "jf_mean": [0.4, 0.9],
+            "j_mean": [0.5, 0.9],
+            "f_mean": [0.3, 0.8],
+        },
+        "scenarios": [
+            {"scenario": "dance", "clips": 1, "jf_mean": 0.4, "j_mean": 0.4, "f_mean": 0.4},
+            {"scenario": "talk", "clips": 2, "jf_mean": 0.8, "j_mean": 0.8, "f_mean": 0.8},
+        ],
         "all_frames": figures | {"jf_mean": 0.855},
         "baselines": [figures | {"method": "first mask, carried", "jf_mean": 0.6}],
         "speed": {

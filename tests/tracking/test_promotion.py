@@ -1,171 +1,349 @@
-"""Promotion on a real MLflow store: who becomes the champion, in which order, and what the register step leaves."""
+"""What a version must show to become the champion: rule by rule, on real releases, and from the command line."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
+import importlib
 import json
-import logging
 import math
-import shutil
-import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
+import pandas as pd
 import pytest
 import yaml
-from finished_run import write_finished_run
-from tiny_profile import tiny_config
+from registered_models import (
+    DATA,
+    DEVICE,
+    MODEL,
+    OTHER,
+    add_model,
+    aliases,
+    change,
+    new_store,
+    reset,
+    scores,
+    write_run,
+)
+from tiny_profile import decided_network, tiny_config, write_params
 
 from pdnet import steps
-from pdnet.config import load_yaml
-from pdnet.errors import ConfigError, DataError, ExportError, TrackingError
-from pdnet.files import file_digest
-from pdnet.tracking import PromotionPolicy, Verdict, promote
-from pdnet.tracking.promotion import Standing, judge
+from pdnet.cli import main
+from pdnet.config import load_yaml, to_mapping
+from pdnet.errors import ConfigError
+from pdnet.files import file_digest, folder_digest, read_json, write_json
+from pdnet.steps.promote import judge_and_promote
+from pdnet.steps.rescore import rescore
+from pdnet.tracking import PromotionPolicy
+from pdnet.tracking.aliases import read_log
+from pdnet.tracking.promotion import (
+    Evidence,
+    Parity,
+    Row,
+    ScenarioAllowance,
+    clip_scores,
+    format_table,
+    judge,
+    read_evidence,
+)
+from pdnet.tracking.release import read_release, write_release
+from pdnet.tracking.store import open_store
+from pdnet.tracking.versions import Version, download_release, find_version
+from pdnet.weights import save_model
 
 ROOT = Path(__file__).parents[2]
-MODEL = "tiny"
-DATA, OTHER = "1" * 32 + ".dir", "2" * 32 + ".dir"
+POLICY = ROOT / "configs" / "promotion.yaml"
+
+# The judgement
 
 
-@pytest.fixture
-def store(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "store" / "mlflow.db"
-    path.parent.mkdir()
-    shutil.copy(empty_database, path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-    return path
+def evidence(version: str, points: Mapping[str, float] | None = None, **facts: Any) -> Evidence:
+    """A version with six clips in two scenarios that breaks no rule."""
+    points = scores(86.0) if points is None else points
+    clips = pd.DataFrame(
+        {
+            "clip": list(points),
+            "scenario": [clip.partition("/")[0] for clip in points],
+            "jf_mean": list(points.values()),
+        }
+    )
+    clips["jf_mean"] /= 100
+    held = {
+        "data": DATA,
+        "valid": True,
+        "fps": 30.0,
+        "fps_device": DEVICE,
+        "exports": (Parity("pdnet.onnx", 1e-5, 0.01), Parity("pdnet.engine", 2e-5, 0.02)),
+    }
+    return Evidence(version, clips=clip_scores(clips), **held | facts)
 
 
-@pytest.fixture
-def client(store: Path) -> mlflow.MlflowClient:
-    """Speaks to a store in which the model has no version yet."""
-    client = mlflow.MlflowClient(f"sqlite:///{store}")
-    client.create_registered_model(MODEL)
-    return client
+CHAMPION = evidence("1")
 
 
-def add(client: mlflow.MlflowClient, jf: float, data: str = DATA) -> str:
-    """A version that scored `jf` in 0..1, tagged as `register_model` does it."""
-    tags = {"jf_mean": f"{jf:.4f}", "data.videos.md5": data}
-    return str(client.create_model_version(MODEL, source="file:///nowhere", tags=tags).version)
+def refusals(candidate: Evidence, champion: Evidence | None = CHAMPION, **policy: Any) -> list[str]:
+    """What speaks against a candidate."""
+    judgement = judge(candidate, champion, PromotionPolicy(**policy))
+    assert judgement.promoted == (not any(row.ok is False for row in judgement.rows))
+    return [] if judgement.promoted else list(judgement.reasons)
 
 
-def aliases(client: mlflow.MlflowClient) -> dict[str, str]:
-    return {alias: str(version) for alias, version in client.get_registered_model(MODEL).aliases.items()}
+def test_a_better_candidate_is_promoted_and_the_reason_is_its_lead() -> None:
+    judgement = judge(evidence("2", scores(88.0)), CHAMPION, PromotionPolicy())
+    assert judgement.promoted
+    found = judgement.figures["difference"]
+    assert found["mean"] == 2.0
+    assert 0 < found["low"] < 2.0 < found["high"]
+    assert judgement.reasons == (
+        "J&F 88.00 against 86.00 of version 1, the champion: a lead of 2.00, with other clips "
+        f"{found['low']:.2f} to {found['high']:.2f}",
+    )
 
 
-# The verdict
+def test_the_lead_that_counts_is_its_lower_bound() -> None:
+    candidate = evidence("2", scores(88.0))
+    low = judge(candidate, CHAMPION, PromotionPolicy()).figures["difference"]["low"]
+    assert refusals(candidate, margin=low - 0.01) == []
+    (reason,) = refusals(candidate, margin=low)
+    assert reason.endswith(f"; needed: above {low:g}")
+    assert judge(candidate, CHAMPION, PromotionPolicy(confidence=0.5)).figures["difference"]["low"] > low
+
+
+def test_a_lead_on_one_clip_alone_is_none() -> None:
+    points = scores(86.0)
+    points["talk/a"] += 9
+    (reason,) = refusals(evidence("2", points))
+    assert "a lead of 1.50, with other clips 0.00 to" in reason
+
+
+def test_a_version_is_not_better_than_itself() -> None:
+    (reason,) = refusals(evidence("2"))
+    assert "a lead of 0.00, with other clips 0.00 to 0.00; needed: above 0" in reason
+
+
+def test_binary_fractions_make_no_lead() -> None:
+    ours, theirs = dict.fromkeys(scores(0), 87.1), dict.fromkeys(scores(0), 86.1)
+    assert len(refusals(evidence("2", ours), evidence("1", theirs), margin=1.0)) == 1
+    assert refusals(evidence("2", dict.fromkeys(ours, 87.2)), evidence("1", theirs), margin=1.0) == []
+
+
+def test_a_scenario_may_be_worse_by_its_allowance() -> None:
+    candidate = evidence("2", scores(89.0, dance=-5.0))
+    assert refusals(candidate, margin=0.0, confidence=0.01, scenario_allowance=3.0) == []
+    (reason,) = refusals(candidate, confidence=0.01)
+    assert reason.startswith("dance: J&F ")
+    assert "below version 1; allowed 2" in reason
+    named = (ScenarioAllowance("dance", 3.0),)
+    assert refusals(candidate, confidence=0.01, scenario_allowances=named) == []
+    assert len(refusals(candidate, confidence=0.01, scenario_allowance=3.0, scenario_allowances=(
+        ScenarioAllowance("dance", 1.0),))) == 1  # fmt: skip
+
+
+def test_exactly_the_allowance_is_allowed() -> None:
+    candidate, theirs = scores(0), dict.fromkeys(scores(0), 86.1)
+    candidate = {clip: 84.1 if clip.startswith("dance") else 99.0 for clip in candidate}
+    rows = judge(evidence("2", candidate), evidence("1", theirs), PromotionPolicy()).rows
+    assert [row.ok for row in rows if row.what.startswith("  dance")] == [True]
+
+
+def test_the_first_champion_is_judged_by_what_needs_no_other() -> None:
+    judgement = judge(evidence("1"), None, PromotionPolicy())
+    assert (judgement.promoted, judgement.reasons) == (True, ("J&F 86.00, the first champion",))
+    assert refusals(evidence("1"), None, min_jf=86.0) == []
+    assert refusals(evidence("1"), None, min_jf=86.5) == ["J&F 86.00, a champion needs 86.5"]
+    assert len(refusals(evidence("1", valid=False), None)) == 1
+    assert len(refusals(evidence("1", damage=("pdnet.onnx: missing",)), None)) == 1
+
+
+def test_a_floor_for_the_speed_is_one_on_a_named_device() -> None:
+    better = scores(89.0)
+    floor = {"fps_device": DEVICE, "fps_floor": 30.0}
+    assert refusals(evidence("2", better), **floor) == []
+    assert refusals(evidence("2", better, fps=29.9), **floor) == [f"29.9 frames/s on {DEVICE}, a champion needs 30"]
+    assert refusals(evidence("2", better, fps=300.0, fps_device="H200"), **floor) == [
+        f"its speed was measured on H200; the floor is one of {DEVICE}"
+    ]
+    assert refusals(evidence("2", better, fps=0.1)) == []
 
 
 @pytest.mark.parametrize(
-    ("candidate", "champion", "policy", "promoted", "reason"),
-    [
-        ((50, DATA), None, {}, True, "J&F 50.00, the first champion"),
-        ((50, None), None, {}, True, "the first champion"),
-        ((50, DATA), None, {"min_jf": 50}, True, "the first champion"),
-        ((49.99, DATA), None, {"min_jf": 50}, False, "J&F 49.99, a champion needs 50"),
-        ((math.nan, DATA), None, {}, False, "J&F nan, a champion needs 0"),
-        ((86.01, DATA), (86, DATA), {}, True, "a lead of 0.01, more than 0 is needed"),
-        (
-            (86, DATA),
-            (86, DATA),
-            {},
-            False,
-            "J&F 86.00 against 86.00 of version 1, the champion: a lead of 0.00, more than 0",
-        ),
-        ((85, DATA), (86, DATA), {}, False, "a lead of -1.00, more than 0 is needed"),
-        ((87.1, DATA), (86.1, DATA), {"margin": 1}, False, "a lead of 1.00, more than 1 is needed"),
-        ((87.11, DATA), (86.1, DATA), {"margin": 1}, True, "a lead of 1.01, more than 1 is needed"),
-        ((99, DATA), (86, DATA), {"min_jf": 99.5}, False, "J&F 99.00, a champion needs 99.5"),
-        ((99, OTHER), (86, DATA), {}, False, f"scored on other data than the champion, version 1: {OTHER}, not {DATA}"),
-        ((99, None), (86, None), {}, False, "scored on other data than the champion, version 1: unknown, not unknown"),
-        ((99, DATA), (math.nan, DATA), {}, False, "against nan of version 1"),
-    ],
+    ("file", "probability", "jf"),
+    [("pdnet.onnx", 2e-3, 0.0), ("segmenter.onnx", 0.0, 0.06), ("pdnet.engine", math.nan, 0.0)],
 )
-def test_verdicts(candidate, champion, policy, promoted, reason) -> None:
-    standing = Standing("1", *champion) if champion else None
-    verdict = judge(Standing("2", *candidate), standing, PromotionPolicy(**policy))
-    assert verdict.promoted == promoted
-    assert any(reason in each for each in verdict.reasons), verdict.reasons
-    assert verdict.champion == ("2" if promoted else "1" if champion else None)
+def test_every_exported_file_has_to_be_the_same_model(file: str, probability: float, jf: float) -> None:
+    exports = (Parity("pdnet.onnx", 1e-5, 0.01), Parity(file, probability, jf))
+    (reason,) = refusals(evidence("2", scores(89.0), exports=exports))
+    assert reason.startswith(f"{file}: ")
+    assert reason.endswith("from the network, allowed 0.001 and 0.05")
+
+
+def test_data_that_broke_the_rules_are_no_ground() -> None:
+    (reason,) = refusals(evidence("2", scores(89.0), valid=False))
+    assert reason == f"its data, {DATA}, are not the ones that were validated, or they failed"
+
+
+def test_clips_that_differ_cannot_be_compared() -> None:
+    points = scores(89.0)
+    points["walk/g"] = 99.0
+    assert refusals(evidence("2", points)) == ["version 1 was scored on other clips than 2"]
+    missing = dataclasses.replace(CHAMPION, clips=None, missing="bring the data")
+    assert refusals(evidence("2", scores(89.0)), missing) == ["bring the data"]
+
+
+def test_what_is_damaged_is_judged_by_nothing_else() -> None:
+    judgement = judge(Evidence("2", damage=("pdnet.onnx: missing", "x: not listed")), CHAMPION, PromotionPolicy())
+    assert judgement.reasons == ("version 2: pdnet.onnx: missing; version 2: x: not listed",)
+    assert [row.what for row in judgement.rows] == ["files"]
+    judgement = judge(evidence("2", scores(89.0)), Evidence("1", damage=("a: missing",)), PromotionPolicy())
+    assert judgement.reasons == ("version 1, the champion: a: missing",)
+
+
+def test_figures_that_are_none_are_refused() -> None:
+    nan = dict.fromkeys(scores(0), math.nan)
+    assert len(refusals(evidence("2", nan))) >= 2
+    assert refusals(evidence("2", nan), None) == ["J&F nan, a champion needs 0"]
+    assert len(refusals(evidence("2", scores(89.0)), evidence("1", nan))) >= 1
 
 
 def test_every_reason_is_told() -> None:
-    verdict = judge(Standing("2", 40, OTHER), Standing("1", 86, DATA), PromotionPolicy(min_jf=50))
-    assert [reason.split(",")[0] for reason in verdict.reasons] == [
-        "J&F 40.00",
-        "scored on other data than the champion",
+    candidate = evidence("2", scores(80.0), valid=False, fps=1.0, exports=(Parity("pdnet.onnx", 1.0, 0.0),))
+    found = refusals(candidate, min_jf=85.0, fps_device=DEVICE, fps_floor=30.0)
+    words = ["a champion needs 85", "a lead of -6.00", "dance: ", "talk: ", "its data", "1.0 frames/s", "pdnet.onnx"]
+    assert len(found) == len(words)
+    assert all(word in reason for word, reason in zip(words, found, strict=True))
+
+
+def test_the_judgement_is_the_same_each_time() -> None:
+    pair = (evidence("2", scores(88.0)), CHAMPION, PromotionPolicy())
+    assert judge(*pair) == judge(*pair)
+    other_order = evidence("2", dict(reversed(scores(88.0).items())))
+    found = judge(other_order, CHAMPION, PromotionPolicy()).figures["difference"]
+    assert found["mean"] == 2.0
+
+
+def test_the_table() -> None:
+    judgement = judge(evidence("12", scores(85.0)), dataclasses.replace(CHAMPION, scored_again=True), PromotionPolicy())
+    low, high = (judgement.figures["difference"][key] for key in ("low", "high"))
+    lead = f"-1.00 [{low:+.2f}, {high:+.2f}]"
+    lines = format_table(MODEL, judgement).splitlines()
+    assert lines[0] == "tiny version 12 against version 1, the champion; J&F in percent, speed in frames/s"
+    cells = [[cell for cell in line.split("  ") if cell.strip()] for line in lines[2:-2]]
+    assert [[cell.strip() for cell in line] for line in cells] == [
+        ["champion 1", "candidate 12", "needed"],
+        ["J&F, 6 clips", "86.00", "85.00", "at least 0", "ok"],
+        ["lead, 95 % interval", lead, "all of it above 0", "NOT ok"],
+        ["dance, 3 clips", "84.70", "83.75", "at least 82.70", "ok"],
+        ["talk, 3 clips", "87.30", "86.25", "at least 85.30", "ok"],
+        ["data, validated", "11111111, scored again", "11111111", "valid", "ok"],
+        ["speed", "30.0", "30.0", "no floor"],
+        ["pdnet.onnx", "1.0e-05, J&F 0.01", "1.0e-05, J&F 0.01", "at most 0.001, J&F 0.05", "ok"],
+        ["pdnet.engine", "2.0e-05, J&F 0.02", "2.0e-05, J&F 0.02", "at most 0.001, J&F 0.05", "ok"],
+        ["files", "whole", "whole", "as recorded and evaluated", "ok"],
     ]
+    assert lines[-1].startswith("refused: J&F 85.00 against 86.00 of version 1, the champion: a lead of -1.00")
+    assert {line.rfind("ok") for line in lines[3:-2] if line.endswith(" ok") and "NOT" not in line} != set()
+    assert all(line == line.rstrip() for line in lines)
 
 
-# The aliases
+def test_rows_are_told_in_the_log_as_they_are() -> None:
+    rows = [dataclasses.asdict(row) for row in judge(evidence("2"), None, PromotionPolicy()).rows]
+    assert json.loads(json.dumps(rows)) == rows
+    assert set(rows[0]) == {field.name for field in dataclasses.fields(Row)}
 
 
-def test_each_better_version_takes_over_and_the_one_before_stays_at_hand(client: mlflow.MlflowClient) -> None:
-    first, worse, second, third = (add(client, jf) for jf in (0.80, 0.79, 0.82, 0.83))
-    assert promote(MODEL, first, PromotionPolicy()) == Verdict(True, ("J&F 80.00, the first champion",), first)
-    assert aliases(client) == {"champion": first}
-    refused = promote(MODEL, worse, PromotionPolicy())
-    assert (refused.promoted, refused.champion) == (False, first)
-    assert aliases(client) == {"champion": first}
-    assert promote(MODEL, second, PromotionPolicy()).promoted
-    assert aliases(client) == {"champion": second, "previous": first}
-    assert promote(MODEL, third, PromotionPolicy()).promoted
-    assert aliases(client) == {"champion": third, "previous": second}
-    tags = {version: client.get_model_version(MODEL, version).tags["promotion"] for version in (first, worse, third)}
-    assert tags[first] == "promoted: J&F 80.00, the first champion"
-    assert tags[worse] == f"refused: {refused.reasons[0]}"
-    assert tags[third].startswith("promoted: J&F 83.00 against 82.00 of version 3, the champion")
+# Evidence
 
 
-def test_a_version_of_other_data_changes_nothing(client: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
-    champion, candidate = add(client, 0.80), add(client, 0.99, OTHER)
-    promote(MODEL, champion, PromotionPolicy())
-    caplog.set_level(logging.INFO, "pdnet")
-    caplog.clear()
-    verdict = promote(MODEL, candidate, PromotionPolicy())
-    assert not verdict.promoted
-    assert aliases(client) == {"champion": champion}
-    (line,) = (record.message for record in caplog.records if record.name.startswith("pdnet"))
-    assert line == f"{MODEL} version {candidate} refused: {verdict.reasons[0]}"
+def evidence_of(folders: Mapping[str, Path], out: Path, **more: Any) -> Evidence:
+    """What a release on disk shows, as it would be registered."""
+    gathered = {name: folder for name, folder in folders.items() if name != "report"}
+    release = write_release(out, config=to_mapping(tiny_config()), config_hash="abc", **gathered, **more)
+    tags = {"release.sha256": release.sha256}
+    version = Version(MODEL, "3", (), tags, run_id=None, created=datetime.now(UTC), description="", source="")
+    return read_evidence(version, release)
 
 
-def test_a_version_that_was_registered_by_other_means_is_not_promoted(client: mlflow.MlflowClient) -> None:
-    version = str(client.create_model_version(MODEL, source="file:///nowhere").version)
-    assert not promote(MODEL, version, PromotionPolicy()).promoted
-    assert aliases(client) == {}
+def test_a_release_shows_its_scores_its_speed_and_every_exported_file(tmp_path: Path) -> None:
+    folders = write_run(tmp_path / "run", scores(90.0))
+    export, tensorrt = folders["export"], tmp_path / "tensorrt"
+    names = ("reference_encoder.onnx", "segmenter.onnx")
+    for name in names:
+        (export / name).write_bytes(name.encode())
+    parity = read_json(export / "parity.json")
+    streaming = {
+        "max_probability_difference": 0.02,
+        "onnx": {"jf_mean": 0.9},
+        "files": {name: file_digest(export / name) for name in names},
+    }
+    change(export / "parity.json", streaming=streaming)
+    tensorrt.mkdir()
+    (tensorrt / "pdnet.engine").write_bytes(b"an engine")
+    engine = {
+        "sha256": file_digest(tensorrt / "pdnet.engine"),
+        "onnx_sha256": parity["sha256"],
+        "max_probability_difference": 1e-4,
+        "torch": {"jf_mean": 0.9},
+        "tensorrt": {"jf_mean": 0.898},
+    }
+    write_json(tensorrt / "parity.json", engine)
+    write_json(tensorrt / "run.json", {"step": "export_tensorrt"})
+    found = evidence_of(folders, tmp_path / "release", tensorrt=tensorrt)
+    assert (found.jf, found.data, found.valid, found.damage) == (90.0, DATA, True, ())
+    assert (found.fps, found.fps_device) == (31.5, DEVICE)
+    assert found.exports == (
+        Parity("pdnet.onnx", 1e-5, 0.0),
+        Parity("reference_encoder.onnx, segmenter.onnx", 0.02, 0.0),
+        Parity("pdnet.engine", 1e-4, 0.2),
+    )
+    reasons = judge(found, None, PromotionPolicy()).reasons
+    assert [reason.split(": ")[0] for reason in reasons] == ["reference_encoder.onnx, segmenter.onnx", "pdnet.engine"]
 
 
-def test_a_store_that_breaks_off_leaves_a_champion_and_the_next_call_repairs(
-    client: mlflow.MlflowClient, store: Path
-) -> None:
-    oldest, old, new = (add(client, jf) for jf in (0.78, 0.80, 0.90))
-    promote(MODEL, oldest, PromotionPolicy())
-    promote(MODEL, old, PromotionPolicy())
-    with contextlib.closing(sqlite3.connect(store)) as connection:
-        connection.execute(
-            "CREATE TRIGGER refuse BEFORE UPDATE ON registered_model_aliases WHEN NEW.alias = 'champion' "
-            "BEGIN SELECT RAISE(ABORT, 'the champion stays'); END"
-        )
-    with pytest.raises(TrackingError, match="the champion stays"):
-        promote(MODEL, new, PromotionPolicy())
-    assert aliases(client) == {"champion": old, "previous": old}
-    assert "promotion" not in client.get_model_version(MODEL, new).tags
-    with contextlib.closing(sqlite3.connect(store)) as connection:
-        connection.execute("DROP TRIGGER refuse")
-    assert promote(MODEL, new, PromotionPolicy()).promoted
-    assert aliases(client) == {"champion": new, "previous": old}
+@pytest.mark.parametrize("facts", [{"valid": False}, {"data": {"videos": {"md5": OTHER}}}, {"data": {}}])
+def test_data_other_than_the_validated_ones_are_not_valid(tmp_path: Path, facts: dict[str, Any]) -> None:
+    folders = write_run(tmp_path / "run", scores(90.0))
+    change(folders["validation"] / "data.json", **facts)
+    assert not evidence_of(folders, tmp_path / "release").valid
+
+
+def test_much_damage_is_told_in_few_lines(tmp_path: Path) -> None:
+    folders = write_run(tmp_path / "run", scores(90.0))
+    evidence_of(folders, tmp_path / "release")
+    for index in range(9):
+        (tmp_path / "release" / f"{index}.txt").touch()
+    release = read_release(tmp_path / "release")
+    tags = {"release.sha256": release.sha256}
+    version = Version(MODEL, "3", (), tags, run_id=None, created=datetime.now(UTC), description="", source="")
+    found = read_evidence(version, release)
+    assert found.damage == (*(f"{index}.txt: not in the list of files" for index in range(5)), "and 4 more")
+    assert found.clips is None
 
 
 # The policy file
 
 
 def test_the_projects_policy_states_every_rule() -> None:
-    path = ROOT / "configs" / "promotion.yaml"
-    assert load_yaml(PromotionPolicy, path, what="a policy") == PromotionPolicy()
-    assert set(yaml.safe_load(path.read_text())) == set(PromotionPolicy.__dataclass_fields__)
+    assert load_yaml(PromotionPolicy, POLICY, what="a policy") == PromotionPolicy()
+    assert set(yaml.safe_load(POLICY.read_text())) == set(PromotionPolicy.__dataclass_fields__)
+
+
+def test_a_policy_of_the_two_rules_of_old_is_still_one(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("margin: 0.5\nmin_jf: 60\n")
+    policy = load_yaml(PromotionPolicy, tmp_path / "old.yaml", what="a policy")
+    assert policy == PromotionPolicy(margin=0.5, min_jf=60.0)
+
+
+def test_allowances_by_name(tmp_path: Path) -> None:
+    text = "scenario_allowance: 1\nscenario_allowances: [{scenario: dance, points: 4}]\n"
+    (tmp_path / "own.yaml").write_text(text)
+    policy = load_yaml(PromotionPolicy, tmp_path / "own.yaml", what="a policy")
+    assert (policy.allowance("dance"), policy.allowance("talk")) == (4.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -175,115 +353,440 @@ def test_the_projects_policy_states_every_rule() -> None:
         ("margin: much", "margin: found 'much' (str), expected a number"),
         ("margin: -1", "margin: -1.0, expected 0 to 100"),
         ("min_jf: 101", "min_jf: 101.0, expected 0 to 100"),
+        ("confidence: 95", "confidence: 95.0, expected more than 0, less than 1"),
+        ("resamples: 10", "resamples: 10, expected at least 100"),
+        ("max_probability_difference: 2", "max_probability_difference: 2.0, expected 0 to 1"),
+        (
+            "fps_floor: 25",
+            "fps_floor: 25 frames/s with fps_device ''; expected a device and a floor above 0, or neither",
+        ),
+        (
+            "fps_device: H200",
+            "fps_floor: 0 frames/s with fps_device 'H200'; expected a device and a floor above 0, or neither",
+        ),
+        (
+            "scenario_allowances: [{scenario: dance, points: -1}]",
+            "scenario_allowances, dance: -1 points, expected 0 to 100",
+        ),
         ("min_jf: 1\nmin_jf: 2", "line 2: the key 'min_jf' is in line 1 already"),
         ("- 1", "the file: found [1] (list), expected a mapping of keys"),
         (None, "no such file; expected a promotion policy as YAML"),
     ],
 )
-def test_a_wrong_policy_is_refused_before_anything_is_registered(
+def test_a_wrong_policy_is_refused_before_anything_is_registered_or_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, message: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     path = tmp_path / "policy.yaml"
     if text is not None:
         path.write_text(text)
-    folders = dict.fromkeys(("pretrain", "train", "evaluation", "export", "report"), tmp_path / "none")
-    with pytest.raises(ConfigError) as caught:
-        steps.register(**folders, out=tmp_path / "out", config=tiny_config(), policy=path)
-    assert str(caught.value) == f"{path}: {message}"
+    names = ("validation", "pretrain", "train", "evaluation", "export", "report")
+    folders = dict.fromkeys(names, tmp_path / "none")
+    for call in (
+        lambda: steps.register(**folders, out=tmp_path / "out", config=tiny_config(), policy=path),
+        lambda: promote_module().promote(policy=path, config=tiny_config()),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert str(caught.value) == f"{path}: {message}"
     assert not (tmp_path / "mlflow.db").exists()
+
+
+# From the command line, on real versions
+
+
+def promote_module() -> Any:
+    return importlib.import_module("pdnet.steps.promote")
+
+
+@pytest.fixture(scope="module", params=["sqlite"])
+def registry(
+    request: pytest.FixtureRequest, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URI of a store with two models, the second better."""
+    root = tmp_path_factory.mktemp("registry")
+    with new_store(request.param, root, empty_database) as uri:
+        for name, jf in {"first": 80.0, "second": 82.0}.items():
+            add_model(write_run(root / name, scores(jf)))
+        yield uri
+
+
+@pytest.fixture
+def client(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    """Speaks to the store, in which version 1 is the champion; the working folder has parameters."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    write_params(tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    client = mlflow.MlflowClient(registry)
+    reset(client)
+    client.set_registered_model_alias(MODEL, "candidate", "2")
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    return client
+
+
+def promote(*more: str) -> int:
+    return main(["promote", "--policy", str(POLICY), *more])
+
+
+def log() -> list[dict[str, Any]]:
+    with open_store() as store:
+        return read_log(store, MODEL)
+
+
+def test_without_a_number_the_candidate_is_judged(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote() == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith("tiny version 2 against version 1, the champion;")
+    assert printed.out.endswith("\n\ntiny version 2 is the champion, version 1 is previous\n")
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        ("99", "tiny has no version 99; there is: 1, 2"),
+        ("best", "--candidate best: expected the number of a version, such as 3"),
+    ],
+)
+def test_a_version_that_is_not_there(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str], candidate: str, message: str
+) -> None:
+    assert promote("--candidate", candidate) == 2
+    assert message in capsys.readouterr().err
+
+
+def artifact(client: mlflow.MlflowClient, version: str, name: str) -> Path:
+    """A file of a version, where the store keeps it."""
+    (root,) = (path for path in artifact_roots(client, version) if (path / name).is_file())
+    return root / name
+
+
+def artifact_roots(client: mlflow.MlflowClient, version: str) -> list[Path]:
+    location = urlsplit(client.get_model_version_download_uri(MODEL, version)).path
+    return [path.parent for path in Path(location).rglob("lineage.json")]
+
+
+@contextlib.contextmanager
+def changed(path: Path) -> Iterator[None]:
+    """One byte is another one."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pdnet.onnx", "model.safetensors", "params.yaml", "parity.json", "lineage.json"),
+        *("evaluation/clips.parquet", "evaluation/scores.json"),
+    ],
+)
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_byte_that_was_changed_is_found(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str], version: str, name: str
+) -> None:
+    with changed(artifact(client, version, name)):
+        assert promote() == 3
+    printed = capsys.readouterr()
+    who = f"version {version}{', the champion' if version == '1' else ''}: "
+    assert who in printed.err
+    assert name in printed.err.partition(who)[2]
+    assert [entry["outcome"] for entry in log()] == ["refused"]
+    assert "Traceback" not in printed.err
+    assert aliases(client) == {"champion": "1"}
+
+
+def test_a_version_that_was_registered_by_other_means_is_neither_judged_nor_judged_against(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = str(client.create_model_version(MODEL, source="mlflow-artifacts:/nowhere").version)
+    assert promote("--candidate", foreign) == 3
+    assert f"version {foreign}: {MODEL}/{foreign}: its files cannot be had" in capsys.readouterr().err
+    client.set_registered_model_alias(MODEL, "champion", foreign)
+    verdict = judge_and_promote(version="2", policy=PromotionPolicy(), videos=None, config=tiny_config())
+    assert (verdict.promoted, verdict.champion) == (False, foreign)
+    assert f"version {foreign}, the champion: {MODEL}/{foreign}: its files cannot be had" in verdict.reasons[0]
+    client.delete_model_version(MODEL, foreign)
+
+
+def test_lists_of_files_that_fit_each_other_but_not_the_registry_are_found(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lineage, weights = (artifact(client, "2", name) for name in ("lineage.json", "model.safetensors"))
+    facts, text = read_json(lineage), lineage.read_text()
+    with changed(weights):
+        facts["files"]["model.safetensors"]["sha256"] = file_digest(weights)
+        lineage.write_text(json.dumps(facts))
+        assert promote() == 3
+    lineage.write_text(text)
+    message = capsys.readouterr().err
+    assert "lineage.json: SHA-256 " in message
+    assert "the registry says " in message
+    assert "model.safetensors: SHA-256 " in message
+    assert ", evaluated was " in message
+
+
+def test_a_version_that_does_not_say_which_weights_were_evaluated_is_refused(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = write_run(tmp_path / "silent", scores(90.0))
+    facts = read_json(folders["evaluation"] / "run.json")
+    del facts["model_sha256"]
+    (folders["evaluation"] / "run.json").write_text(json.dumps(facts))
+    assert promote("--candidate", add_model(folders)) == 3
+    assert ", evaluated was nobody knows which" in capsys.readouterr().err
+
+
+def test_scores_under_another_protocol_are_made_comparable(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    config = tiny_config(evaluation={"protocol": "all-frames"})
+    version = add_model(write_run(tmp_path / "all", scores(83.0)), config)
+    assert promote("--candidate", version) == 0
+    figures = log()[-1]["figures"]
+    assert figures["champion"] == pytest.approx(80.0)
+    assert figures["difference"]["mean"] == pytest.approx(3.0)
+
+
+# A person
+
+
+Wait = Callable[..., list[float]]
+
+
+@pytest.fixture
+def while_waiting(monkeypatch: pytest.MonkeyPatch) -> Wait:
+    """Makes `promote` do something each time that it waits, in place of waiting; the list of how long it would."""
+
+    def replace(*actions: Callable[[], Any]) -> list[float]:
+        waits: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            actions[len(waits) - 1]()
+
+        monkeypatch.setattr(promote_module(), "time", SimpleNamespace(sleep=sleep))
+        return waits
+
+    return replace
+
+
+def answer(client: mlflow.MlflowClient, tag: str) -> Callable[[], None]:
+    return lambda: client.set_model_version_tag(MODEL, "2", "approval", tag)
+
+
+@pytest.mark.parametrize(("tag", "code"), [("approved", 0), ("rejected", 3), ("Approved ", 0), ("approved over 1", 0)])
+def test_a_person_agrees_or_does_not(
+    client: mlflow.MlflowClient, while_waiting: Wait, capsys: pytest.CaptureFixture[str], tag: str, code: int
+) -> None:
+    waits = while_waiting(answer(client, "perhaps"), answer(client, tag))
+    assert promote("--require-approval") == code
+    assert waits == [5.0, 5.0]
+    printed = capsys.readouterr()
+    assert (
+        "waits for a person: on http://127.0.0.1:5000/#/models/tiny/versions/2 set the tag approval to "
+        "'approved' or 'rejected'\n"
+    ) in printed.err
+    assert printed.err.index("lead, 95 % interval") < printed.err.index("waits for a person")
+    assert aliases(client) == ({"champion": "2", "previous": "1"} if code == 0 else {"champion": "1"})
+    entry = log()[-1]
+    assert entry["approval"] == tag.strip().lower()
+    if code:
+        assert "pdnet: error: tiny/2 is refused: rejected by a person: the tag approval is 'rejected'" in printed.err
+        assert entry["outcome"] == "refused"
+
+
+@pytest.mark.parametrize("old", ["approved", "rejected", "approved over 7"])
+def test_an_old_answer_does_not_count_for_another_judgement(
+    client: mlflow.MlflowClient, while_waiting: Wait, capsys: pytest.CaptureFixture[str], old: str
+) -> None:
+    client.set_model_version_tag(MODEL, "2", "approval", old)
+    waits = while_waiting(lambda: None, answer(client, "approved over 1"))
+    assert promote("--require-approval") == 0
+    assert len(waits) == 2
+    text = capsys.readouterr().err
+    assert f"the tag approval was '{old}' before this judgement and does not count" in text
+    assert "set the tag approval to 'approved over 1' or 'rejected'" in text
+
+
+def test_an_answer_that_names_the_champion_may_come_first(
+    client: mlflow.MlflowClient, while_waiting: Wait, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.set_model_version_tag(MODEL, "2", "approval", "approved over 1")
+    assert while_waiting() == []
+    assert promote("--require-approval") == 0
+    assert "waits" not in capsys.readouterr().err
+    assert log()[-1]["approval"] == "approved over 1"
+
+
+def test_who_stops_waiting_changes_nothing(client: mlflow.MlflowClient, while_waiting: Wait) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    while_waiting(interrupt)
+    assert promote("--require-approval") == 130
+    assert aliases(client) == {"champion": "1"}
+    assert log() == []
+    assert "promotion" not in client.get_model_version(MODEL, "2").tags
+
+
+def test_nobody_is_asked_about_a_refusal(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    policy = tmp_path / "strict.yaml"
+    policy.write_text("min_jf: 99\nrequire_approval: true\n")
+    assert main(["promote", "--policy", str(policy)]) == 3
+    assert log()[-1]["reasons"][0] == "J&F 82.00, a champion needs 99"
+
+
+def test_a_champion_that_changed_while_a_person_thought_is_noticed(
+    client: mlflow.MlflowClient, while_waiting: Wait, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = add_model(write_run(tmp_path / "other", scores(81.0)))
+    while_waiting(lambda: client.set_registered_model_alias(MODEL, "champion", other), answer(client, "approved"))
+    assert promote("--candidate", "2", "--require-approval") == 3
+    assert f"tiny: version {other} became the champion meanwhile, by hand; judge again" in capsys.readouterr().err
+    assert aliases(client) == {"champion": other}
+
+
+# Other data
+
+
+@pytest.fixture
+def videos(portraits: Path) -> str:
+    """The digest of the drawn data set."""
+    return folder_digest(portraits)[0]
+
+
+def add_real_champion(client: mlflow.MlflowClient, folder: Path) -> str:
+    """A champion that can be run, scored on data that nobody has."""
+    folders = write_run(folder, {"talk/c": 99.0}, data=OTHER)
+    weights = folders["train"] / "model.safetensors"
+    save_model(weights, decided_network())
+    change(folders["evaluation"] / "run.json", model_sha256=file_digest(weights))
+    version = add_model(folders)
+    client.set_registered_model_alias(MODEL, "champion", version)
+    return version
+
+
+def test_a_champion_of_other_data_is_scored_again_on_the_candidates(
+    client: mlflow.MlflowClient, tmp_path: Path, portraits: Path, videos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    champion = add_real_champion(client, tmp_path / "champion")
+    better = add_model(write_run(tmp_path / "better", {"talk/c": 98.0}, data=videos))
+    assert promote("--candidate", better, "--videos", str(portraits)) == 0
+    printed = capsys.readouterr()
+    assert f"{videos[:8]}, scored again" in printed.out
+    assert f"score version {champion} on the data of version {better} 6/6" in printed.err
+    assert aliases(client) == {"champion": better, "previous": champion}
+
+    figures, weights = log()[-1]["figures"], tmp_path / "champion" / "train"
+    steps.evaluate(videos=portraits, model=weights, out=tmp_path / "evaluated", config=tiny_config())
+    evaluated = read_json(tmp_path / "evaluated" / "scores.json")["jf_mean"]
+    assert figures["champion"] == pytest.approx(100 * evaluated, abs=1e-6)
+    assert figures["champion"] < 90  # not the 99 that it has on record for the other data
+    assert figures["difference"]["low"] == figures["difference"]["high"] == pytest.approx(98 - 100 * evaluated)
+
+
+def test_a_candidate_that_is_worse_on_its_own_data_is_refused(
+    client: mlflow.MlflowClient, tmp_path: Path, portraits: Path, videos: str
+) -> None:
+    champion = add_real_champion(client, tmp_path / "champion")
+    worse = add_model(write_run(tmp_path / "worse", {"talk/c": 0.5}, data=videos))
+    write_params(tmp_path / "params.yaml", data={"videos": str(portraits)})  # found without --videos
+    assert promote("--candidate", worse) == 3
+    assert aliases(client) == {"champion": champion}
+    assert log()[-1]["figures"]["difference"]["low"] < 0
+
+
+def test_data_that_are_not_there_are_named_with_the_command_that_brings_them(
+    client: mlflow.MlflowClient, tmp_path: Path, portraits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    champion = add_real_champion(client, tmp_path / "champion")
+    folders = write_run(tmp_path / "candidate", {"talk/c": 98.0})
+    change(folders["train"] / "run.json", git_dirty=False)
+    candidate = add_model(folders)
+    for more, where in ((["--videos", str(portraits)], f"{portraits} holds "), ([], "data/mvps holds nothing")):
+        assert promote("--candidate", candidate, *more) == 3
+        message = capsys.readouterr().err
+        assert f"version {champion}, the champion, was scored on data version {OTHER}, this one on {DATA}" in message
+        assert where in message
+        assert "`git checkout 0123456789abcdef0123456789abcdef01234567 -- data.dvc && dvc pull data.dvc`" in message
+    assert aliases(client) == {"champion": champion}
+
+
+def test_rescoring_needs_nothing_but_the_release(client: mlflow.MlflowClient, tmp_path: Path, portraits: Path) -> None:
+    with open_store() as store:
+        version = find_version(store, f"{MODEL}/{add_real_champion(client, tmp_path / 'champion')}")
+        download_release(store, version, tmp_path / "release")
+    release = read_release(tmp_path / "release")
+    clips = rescore(release, portraits, resolution="480p", protocol="all-frames", device="cpu", label="score it again")
+    assert list(clips["clip"]) == ["talk/c"]
+    assert list(clips["scenario"]) == ["talk"]
+    assert list(clips["frames"]) == [6]
+    assert 0 < clips["jf_mean"][0] < 1
 
 
 # The register step
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
-    return write_finished_run(tmp_path / "run")
+def register(folders: Mapping[str, Path], out: Path, **more: Any) -> dict[str, Any]:
+    steps.register(**folders, out=out, config=tiny_config(), **more)
+    facts: dict[str, Any] = read_json(out / "registration.json")
+    return facts
 
 
-def write_tensorrt(folder: Path, onnx: Path) -> Path:
-    folder.mkdir()
-    (folder / "pdnet.engine").write_bytes(b"an engine")
-    parity = {"sha256": hashlib.sha256(b"an engine").hexdigest(), "onnx_sha256": file_digest(onnx)}
-    (folder / "parity.json").write_text(json.dumps(parity))
-    (folder / "run.json").write_text(json.dumps({"step": "export_tensorrt", "started": "2026-01-02T03:04:05+00:00"}))
-    return folder
-
-
-def test_register_promotes_once_and_ends_well_when_the_policy_refuses(
-    store: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_register_promotes_by_the_policy_and_ends_well_when_that_refuses(
+    client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:
-    client = mlflow.MlflowClient(f"sqlite:///{store}")
-    parent = client.create_run(client.create_experiment("Kubeflow's"), run_name="task")
-    untouched = client.get_run(parent.info.run_id).to_dictionary()
-    monkeypatch.setenv("MLFLOW_RUN_ID", parent.info.run_id)
-    tensorrt = write_tensorrt(tmp_path / "tensorrt", folders["export"] / "pdnet.onnx")
-    policy, config = ROOT / "configs" / "promotion.yaml", tiny_config()
-    facts = {}
-    for name, more in {
-        "plain": {},
-        "first": {"policy": policy, "tensorrt": tensorrt},
-        "again": {"policy": policy},
-    }.items():
-        steps.register(**folders, **more, out=tmp_path / name, config=config)
-        facts[name] = json.loads((tmp_path / name / "registration.json").read_text())
+    plain = register(write_run(tmp_path / "a", scores(83.0)), tmp_path / "out" / "a")
+    assert "promotion" not in plain
+    assert aliases(client) == {"champion": "1"}
 
-    assert "promotion" not in facts["plain"]
-    assert facts["first"]["promotion"] == {
-        "promoted": True,
-        "reasons": ["J&F 86.00, the first champion"],
-        "champion": "2",
-    }
-    again = facts["again"]["promotion"]
-    assert (again["promoted"], again["champion"]) == (False, "2")
-    assert again["reasons"] == [
-        "J&F 86.00 against 86.00 of version 2, the champion: a lead of 0.00, more than 0 is needed"
-    ]
-    assert aliases(client) == {"champion": "2", "candidate": "3"}
+    better = register(write_run(tmp_path / "b", scores(84.0)), tmp_path / "out" / "b", policy=POLICY)
+    verdict = better["promotion"]
+    assert (verdict["promoted"], verdict["champion"]) == (True, better["version"])
+    assert verdict["reasons"][0].startswith("J&F 84.00 against 80.00 of version 1, the champion: a lead of 4.00")
+    assert aliases(client) == {"champion": better["version"], "previous": "1"}
 
-    record = json.loads((tmp_path / "first" / "run.json").read_text())
-    run_id = facts["first"]["run_id"]
-    assert (record["mlflow_run_id"], record["model"], record["model_version"]) == (run_id, MODEL, "2")
-    assert set(record["parents"]) == {"export", "export_tensorrt"}
+    worse = register(write_run(tmp_path / "c", scores(70.0)), tmp_path / "out" / "c", policy=POLICY)
+    assert worse["promotion"]["promoted"] is False
+    assert worse["promotion"]["champion"] == better["version"]
+    assert [entry["outcome"] for entry in log()] == ["promoted", "refused"]
 
-    run = client.get_run(run_id)
-    files = {path.path for path in client.list_artifacts(run_id, "export/tensorrt")}
-    assert files == {f"export/tensorrt/{name}" for name in ("pdnet.engine", "parity.json", "run.json")}
-    digest = file_digest(tensorrt / "pdnet.engine")
-    assert run.data.tags["tensorrt.sha256"] == client.get_model_version(MODEL, "2").tags["tensorrt.sha256"] == digest
-    assert "tensorrt.sha256" not in client.get_run(facts["again"]["run_id"]).data.tags
-
-    experiment = client.get_experiment_by_name(config.tracking.experiment).experiment_id
-    assert run.info.experiment_id == experiment
-    assert {each.data.tags["mlflow.parentRunId"] for each in client.search_runs([experiment])} == {parent.info.run_id}
-    assert client.get_run(parent.info.run_id).to_dictionary() == untouched
-    assert client.list_artifacts(parent.info.run_id) == []
+    other = register(write_run(tmp_path / "d", scores(99.0), data=OTHER), tmp_path / "out" / "d", policy=POLICY)
+    assert other["promotion"]["promoted"] is False
+    assert "(no data were given): " in other["promotion"]["reasons"][0]
 
 
-@pytest.mark.parametrize(
-    ("damage", "error", "message"),
-    [
-        ("engine", ExportError, r"pdnet\.engine: not the file that was compared"),
-        ("onnx", ExportError, "built from another ONNX file"),
-        ("missing", DataError, r"pdnet\.engine: no such file"),
-    ],
-)
-def test_an_engine_that_is_not_of_this_run_is_refused_before_there_is_a_run(
-    folders: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    damage: str,
-    error: type[Exception],
-    message: str,
+def test_a_pipeline_does_not_wait_for_a_person(client: mlflow.MlflowClient) -> None:
+    policy = PromotionPolicy(require_approval=True)
+    verdict = judge_and_promote(version="2", policy=policy, videos=None, config=tiny_config())
+    assert (verdict.promoted, verdict.champion) == (False, "1")
+    assert verdict.reasons[-1] == "a person has to agree: pdnet promote --candidate 2"
+    assert (aliases(client), log()) == ({"champion": "1"}, [])
+
+
+def test_a_pipeline_that_registers_the_champion_again_changes_nothing(client: mlflow.MlflowClient) -> None:
+    verdict = judge_and_promote(version="1", policy=PromotionPolicy(), videos=None, config=tiny_config())
+    assert (verdict.promoted, verdict.champion) == (False, "1")
+    assert verdict.reasons == ("version 1 is the champion already",)
+    assert log() == []
+
+
+def test_a_pipeline_whose_champion_changed_meanwhile_ends_well(
+    client: mlflow.MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    tensorrt = write_tensorrt(tmp_path / "tensorrt", folders["train"] / "model.safetensors")
-    if damage == "engine":
-        (tensorrt / "pdnet.engine").write_bytes(b"another engine")
-    if damage == "missing":
-        (tensorrt / "pdnet.engine").unlink()
-    with pytest.raises(error, match=message):
-        steps.register(**folders, tensorrt=tensorrt, out=tmp_path / "out", config=tiny_config())
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "mlflow.db").exists()
+    third = add_model(write_run(tmp_path / "third", scores(81.0)))
+    create = mlflow.MlflowClient.create_registered_model
+
+    def somebody_else_first(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        client.set_registered_model_alias(MODEL, "champion", third)
+        return create(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_registered_model", somebody_else_first)
+    verdict = judge_and_promote(version="2", policy=PromotionPolicy(), videos=None, config=tiny_config())
+    assert (verdict.promoted, verdict.champion) == (False, third)
+    assert verdict.reasons == (f"tiny: version {third} became the champion meanwhile, by hand; judge again",)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -11,18 +12,19 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 import numpy as np
-import onnxruntime
 import pandas as pd
 import pytest
-import yaml
 from finished_run import (
     CLIPS,
     CONFIG,
@@ -30,6 +32,7 @@ from finished_run import (
     PARTS,
     PRETRAIN_STEPS,
     SIZE,
+    STEPS,
     TRAIN_STEPS,
     train_log,
     write_finished_run,
@@ -40,7 +43,9 @@ from pdnet.errors import DataError, ExportError, TrackingError
 from pdnet.evaluation.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
 from pdnet.files import file_digest
 from pdnet.tracking import Registration, TrackingConfig, register_model
+from pdnet.tracking.card import MAX_CARD, model_card
 from pdnet.tracking.record import MAX_PARAM, MAX_POINTS, Record, flatten, label, read_record
+from pdnet.tracking.release import damage, read_release, write_release
 from pdnet.tracking.samples import SAMPLES, write_samples
 from pdnet.tracking.store import open_store, public_uri
 
@@ -55,7 +60,12 @@ def register(folders: dict[str, Path], **names: str) -> Registration:
 
 
 def record_of(folders: dict[str, Path]) -> Record:
-    return read_record(CONFIG, HASH, **folders)
+    """The record, by way of the release."""
+    gathered = {name: folder for name, folder in folders.items() if name != "report"}
+    named = {STEPS[name]: folder for name, folder in folders.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        release = write_release(Path(scratch, "release"), config=CONFIG, config_hash=HASH, **gathered)
+        return read_record(release, named)
 
 
 def uri_of(database: Path) -> str:
@@ -75,6 +85,22 @@ class Registered:
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(uri_of(self.root / "mlflow.db"))
 
+    def release_sha256(self) -> str:
+        """Digest of what lists the version's files."""
+        place = urlsplit(self.first.model_artifact_uri).path
+        return file_digest(Path(place, "artifacts/release/lineage.json"))
+
+    def children(self) -> dict[str, Any]:
+        """The runs of the steps by name."""
+        below = f"tags.`mlflow.parentRunId` = '{self.first.run_id}'"
+        found = self.client.search_runs([self.first.experiment_id], below)
+        assert len({run.info.run_name for run in found}) == len(found)
+        return {run.info.run_name: run for run in found}
+
+    def history(self, step: str, name: str) -> list[Any]:
+        """The points of a step's curve."""
+        return self.client.get_metric_history(self.children()[step].info.run_id, name)
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -83,7 +109,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def registered(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Registered:
-    """Two registrations in the default store of a new working folder, with all that they printed."""
+    """The same run registered twice in the default store of a new working folder, with all that was printed."""
     root = tmp_path_factory.mktemp("work")
     printed = io.StringIO()
     with (
@@ -185,43 +211,52 @@ def test_curves_hold_every_step_of_their_phase(
 ) -> None:
     log = train_log(TRAIN_STEPS)
     expected = log if phase is None else log[log["phase"] == phase]
-    history = registered.client.get_metric_history(registered.first.run_id, name)
+    history = registered.history("train", name)
     assert [(point.step, point.value) for point in history] == list(
         zip(expected["step"], expected[column], strict=True)
     )
 
 
 def test_curves_carry_the_time_of_training(registered: Registered) -> None:
-    history = registered.client.get_metric_history(registered.first.run_id, "lr/rest")
+    history = registered.history("train", "lr/rest")
     started = pd.Timestamp("2026-01-02T03:04:05+00:00").value // 10**6
     assert [point.timestamp - started for point in history] == [500 * (step + 1) for step in range(TRAIN_STEPS)]
 
 
 def test_pretraining_has_its_own_curves(registered: Registered) -> None:
     for name in ("pretrain/loss", "lr/pretrain_encoder"):
-        assert len(registered.client.get_metric_history(registered.first.run_id, name)) == PRETRAIN_STEPS
+        assert len(registered.history("pretrain", name)) == PRETRAIN_STEPS
 
 
 def test_columns_that_are_no_terms_and_terms_without_numbers_make_no_curve(registered: Registered) -> None:
-    names = registered.client.get_run(registered.first.run_id).data.metrics
-    assert {name for name in names if name.startswith(("train/", "pretrain/"))} == {
-        "train/loss_video",
-        "train/loss_image",
-        "train/final",
-        "train/final_image",
-        "train/geometric_t",
-        "train/geometric_ref",
-        "pretrain/loss",
+    assert {name for name in registered.children()["train"].data.metrics if not name.startswith("lr/")} == {
+        *("train/loss_video", "train/loss_image", "train/final", "train/final_image"),
+        *("train/geometric_t", "train/geometric_ref", "seconds", "gpu_hours"),
     }
+
+
+def test_each_step_is_a_run_beneath_that_of_the_model(registered: Registered) -> None:
+    children = registered.children()
+    assert set(children) == set(STEPS.values())
+    started = int(datetime.fromisoformat("2026-01-02T03:04:05+00:00").timestamp() * 1000)
+    for step, run in children.items():
+        assert (run.info.status, run.info.start_time, run.info.end_time) == ("FINISHED", started, started + 12_500)
+        assert run.data.tags["step"] == step
+        assert (run.data.tags["host"], run.data.tags["git.dirty"]) == ("example-host", "true")
+        assert run.data.metrics["seconds"] == 12.5
+        assert [file.path for file in registered.client.list_artifacts(run.info.run_id)] == ["run.json"]
+    assert children["train"].data.metrics["gpu_hours"] == pytest.approx(2 * 12.5 / 3600)
+    assert children["train"].data.tags["processes"] == "2"
+    assert children["evaluate"].data.metrics["jf_mean"] == 0.86
+    assert children["export_onnx"].data.metrics["onnx/mask_agreement"] == 1.0
 
 
 def test_figures_of_the_finished_model(registered: Registered) -> None:
     metrics = registered.client.get_run(registered.first.run_id).data.metrics
-    curves = ("train/", "pretrain/", "lr/")
-    figures = {name: value for name, value in metrics.items() if not name.startswith(curves)}
     measures = {"j_mean": 0.85, "j_recall": 0.95, "j_decay": 0.02, "f_mean": 0.87, "f_recall": 0.97}  # F decay is null
     clips = {"talk_clip_1": 0.9, "talk_clip_2": 0.7, "dance_clip 3": 0.4}
-    assert figures == pytest.approx(
+    intervals = {"jf_mean": (0.4, 0.9), "j_mean": (0.5, 0.9), "f_mean": (0.3, 0.8)}
+    assert metrics == pytest.approx(
         {"jf_mean": 0.86, **measures}
         | {"all_frames/jf_mean": 0.855, **{f"all_frames/{name}": value for name, value in measures.items()}}
         | {f"clip/{measure}/{clip}": value for clip, value in clips.items() for measure in ("jf", "j", "f")}
@@ -230,7 +265,11 @@ def test_figures_of_the_finished_model(registered: Registered) -> None:
         | {"parts/share_1": 0.5, "parts/share_2": 0.3, "parts/share_3": 0.2, "parts/purity": 0.7, "parts/nmi": 0.3}
         | {"onnx/jf_mean": 0.859, "onnx/torch_jf_mean": 0.86, "onnx/mask_agreement": 1.0}
         | {"onnx/max_probability_difference": 1e-5, "onnx/mean_probability_difference": 1e-7}
-        | {f"seconds/{step}": 12.5 for step in ("pretrain", "train", "evaluate", "export_onnx", "report")}
+        | {f"interval/{name}_low": low for name, (low, _) in intervals.items()}
+        | {f"interval/{name}_high": high for name, (_, high) in intervals.items()}
+        | {"scenario/jf/dance": 0.4, "scenario/jf/talk": 0.8}
+        | {f"seconds/{step}": 12.5 for step in STEPS.values()}
+        | {"gpu_hours": 2 * 12.5 / 3600}
     )
 
 
@@ -246,6 +285,8 @@ def test_tags_tell_the_lineage(registered: Registered) -> None:
         "pdnet.version": "0.1.0",
         "train.device": "Example(R) CPU, 2 threads",
         "train.precision": "fp32",
+        "train.host": "example-host",
+        "release.sha256": registered.release_sha256(),
         "fps.device": "Example(R) CPU, 2 threads",
         "fps.precision": "fp32",
         "fps.size": str(SIZE),
@@ -261,45 +302,76 @@ def test_data_sets_are_inputs_with_their_digest_and_use(registered: Registered) 
     assert set(found) == {"videos", "images"}
     assert found["videos"].dataset.digest == "1" * 32 + ".dir"
     assert json.loads(found["videos"].dataset.source) == {"uri": "data/mvps"}
+    profile = json.loads(found["videos"].dataset.profile)
+    assert profile == {"files": 24, "bytes": 2048, "md5": "1" * 32 + ".dir", "dvc_md5": "3" * 32 + ".dir"}
     assert found["videos"].tags[0].value == "training, evaluation"
 
 
 def test_files_are_kept(registered: Registered, tmp_path: Path) -> None:
     kept = Path(registered.client.download_artifacts(registered.first.run_id, "", str(tmp_path)))
     names = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
-    samples = {name for name in names if name.startswith("samples/")}
-    assert names - samples == {
-        "params.yaml",
-        "report/index.html",
-        "evaluation/scores.json",
-        "evaluation/frames.parquet",
-        "evaluation/clips.parquet",
-        "evaluation/baselines.parquet",
-        "weights/model.safetensors",
-        "export/parity.json",
-        "lineage/pretrain/run.json",
-        "lineage/train/run.json",
-        "lineage/evaluate/run.json",
-        "lineage/export_onnx/run.json",
-        "lineage/report/run.json",
+    pictures = {name for name in names if name.endswith(".png")}
+    assert names - pictures == {
+        *("clips.json", "report/index.html", "validation/index.html", "validation/data_docs/clips.html"),
     }
-    assert yaml.safe_load((kept / "params.yaml").read_text()) == CONFIG
-    assert (kept / "weights/model.safetensors").read_bytes() == b"weights of train"
-    assert len(samples) == SAMPLES
-    for name in samples:
+    assert {name for name in pictures if name.startswith("figures/")} == {
+        "figures/jf_by_scenario.png",
+        "figures/losses.png",
+    }
+    assert len({name for name in pictures if name.startswith("samples/")}) == SAMPLES
+    for name in pictures:
         Image.open(kept / name).load()
+    table = json.loads((kept / "clips.json").read_text())
+    assert [dict(zip(table["columns"], row, strict=True))["clip"] for row in table["data"]] == list(CLIPS)
 
 
-def test_every_call_makes_a_run_and_a_version_and_the_newest_is_the_candidate(registered: Registered) -> None:
-    assert registered.first.run_id != registered.second.run_id
-    assert (registered.first.version, registered.second.version) == ("1", "2")
-    candidate = registered.client.get_model_version_by_alias("pdnet", "candidate")
-    assert (str(candidate.version), candidate.run_id) == ("2", registered.second.run_id)
+def test_the_version_holds_the_release(registered: Registered, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts(registered.first.model_artifact_uri, dst_path=str(tmp_path)))
+    release = read_release(folder / "artifacts" / "release")
+    assert damage(release) == []
+    assert set(release.facts["files"]) == {
+        *("pdnet.onnx", "model.safetensors", "params.yaml", "parity.json"),
+        *(f"evaluation/{name}" for name in ("scores.json", "frames.parquet", "clips.parquet", "baselines.parquet")),
+    }
+    assert release.config == CONFIG
+    assert release.weights.read_bytes() == b"weights of train"
+    assert file_digest(release.onnx) == file_digest(registered.folders["export"] / "pdnet.onnx")
+    assert release.scores["jf_mean"] == 0.86
+    assert len(release.frames()) == len(CLIPS) * FRAMES_PER_CLIP
+    assert set(release.facts["steps"]) == set(STEPS.values()) - {"report"}
+    assert release.step("pretrain")["weights_sha256"] == hashlib.sha256(b"weights of pretrain").hexdigest()
+    (folder / "artifacts" / "release" / "model.safetensors").write_bytes(b"weights of others")
+    (folder / "artifacts" / "release" / "more.txt").write_text("")
+    release.onnx.unlink()
+    others = hashlib.sha256(b"weights of others").hexdigest()
+    recorded = hashlib.sha256(b"weights of train").hexdigest()
+    assert damage(release) == [
+        "more.txt: not in the list of files",
+        f"model.safetensors: SHA-256 {others}, recorded {recorded}",
+        "pdnet.onnx: missing",
+    ]
+
+
+def test_the_same_model_is_registered_once(registered: Registered, store: Path, tmp_path: Path) -> None:
+    assert (registered.first.new, registered.second.new) == (True, False)
+    assert dataclasses.replace(registered.second, new=True) == registered.first
+    assert len(registered.client.search_model_versions("name = 'pdnet'")) == 1
+    folders = write_finished_run(tmp_path / "other")
+    first = register(folders)
+    (folders["train"] / "model.safetensors").write_bytes(b"other weights")
+    second = register(folders)
+    assert (second.version, second.new) == ("2", True)
+    client = mlflow.MlflowClient(uri_of(store))
+    assert str(client.get_model_version_by_alias("pdnet", "candidate").version) == "2"
+    (folders["train"] / "model.safetensors").write_bytes(b"weights of train")
+    assert register(folders) == dataclasses.replace(first, new=False)
+    assert str(client.get_model_version_by_alias("pdnet", "candidate").version) == "1"
 
 
 def test_versions_carry_the_facts_to_compare_them_by(registered: Registered) -> None:
     version = registered.client.get_model_version("pdnet", registered.first.version)
     assert version.run_id == registered.first.run_id
+    assert len(version.tags.pop("identity")) == 16
     assert version.tags == {
         "jf_mean": "0.8600",
         "fps": "31.5",
@@ -308,8 +380,34 @@ def test_versions_carry_the_facts_to_compare_them_by(registered: Registered) -> 
         "data.videos.md5": "1" * 32 + ".dir",
         "data.images.md5": "2" * 32 + ".dir",
         "git.commit": "0123456789abcdef0123456789abcdef01234567",
+        "config.hash": HASH,
         "onnx.sha256": file_digest(registered.folders["export"] / "pdnet.onnx"),
+        "weights.sha256": file_digest(registered.folders["train"] / "model.safetensors"),
+        "release.sha256": registered.release_sha256(),
     }
+
+
+def test_the_model_card_is_the_versions_description(registered: Registered) -> None:
+    card = registered.client.get_model_version("pdnet", registered.first.version).description
+    assert card.startswith("**J&F 86.0** (95 % interval over clips 40.0 to 90.0) on 3 validation clips, 12 frames")
+    for told in (
+        "| dance | 1 | 40.0 | 40.0 | 40.0 |",
+        "- 6 of 12 frames (50.0 %) have a J&F below 70.",  # the 4 of dance, 2 of talk/clip_2
+        "- Worst clips: dance/clip:3 (40.0), talk/clip_2 (70.0), talk/clip_1 (90.0).",
+        f"- videos: `{'1' * 32}.dir`, 24 files, 0.0 MB",
+        "- code `0123456789abcdef0123456789abcdef01234567`, with uncommitted changes; parameters `abcdef012345`",
+        "Not stated (`tracking.licence` in the parameters).",
+    ):
+        assert told in card, told
+
+
+def test_a_card_fits_its_column_whatever_the_names(own: dict[str, Path], tmp_path: Path) -> None:
+    scores = json.loads((own["evaluation"] / "scores.json").read_text())
+    scores["scenarios"] = [scores["scenarios"][0] | {"scenario": f"{n} " + "x" * 300} for n in range(200)]
+    (own["evaluation"] / "scores.json").write_text(json.dumps(scores))
+    gathered = {name: folder for name, folder in own.items() if name != "report"}
+    release = write_release(tmp_path / "release", config=CONFIG, config_hash=HASH, **gathered)
+    assert len(model_card(release, licence="CC BY 4.0")) <= MAX_CARD
 
 
 def test_the_model_carries_its_figures_on_the_evaluated_data_and_knows_its_version(registered: Registered) -> None:
@@ -323,35 +421,82 @@ def test_the_model_carries_its_figures_on_the_evaluated_data_and_knows_its_versi
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "pdnet", "version": registered.first.version}]
 
 
-@pytest.mark.parametrize("uri", ["models:/pdnet/1", "models:/pdnet@candidate"])
-def test_the_registered_model_computes_what_the_file_computes(
-    registered: Registered, uri: str, monkeypatch: pytest.MonkeyPatch
+# Runs that the steps wrote into themselves, and runs of Kubeflow's plugin
+
+
+def live_run(store: Path, folders: dict[str, Path], *, steps: int) -> str:
+    """A run as the train step leaves it, with the first points of one curve, named in run.json."""
+    client = mlflow.MlflowClient(uri_of(store))
+    experiment = client.create_experiment("pdnet", artifact_location=(store.parent / "mlartifacts").as_uri())
+    run_id = str(client.create_run(experiment, run_name="train").info.run_id)
+    log = train_log(TRAIN_STEPS)
+    for step in range(steps):
+        client.log_metric(run_id, "lr/rest", log["lr_rest"][step], 1000 + step, step)
+    client.set_terminated(run_id)
+    path = folders["train"] / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mlflow_run_id": run_id}))
+    return run_id
+
+
+def test_a_run_that_the_step_wrote_into_is_adopted_and_completed(store: Path, own: dict[str, Path]) -> None:
+    run_id = live_run(store, own, steps=4)
+    first = register(own)
+    client = mlflow.MlflowClient(uri_of(store))
+    run = client.get_run(run_id)
+    assert run.data.tags["mlflow.parentRunId"] == first.run_id
+    history = client.get_metric_history(run_id, "lr/rest")
+    assert [point.step for point in history] == list(range(TRAIN_STEPS))
+    assert [point.timestamp for point in history][:4] == [1000, 1001, 1002, 1003]
+    below = f"tags.`mlflow.parentRunId` = '{first.run_id}'"
+    names = [run.info.run_name for run in client.search_runs([first.experiment_id], below)]
+    assert sorted(names) == sorted(STEPS.values())
+    # Another model of the same training, taken from a cache: the run stays where it is, the record is as complete.
+    (own["train"] / "model.safetensors").write_bytes(b"other weights")
+    second = register(own)
+    assert second.new
+    assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == first.run_id
+    below = f"tags.`mlflow.parentRunId` = '{second.run_id}'"
+    names = [run.info.run_name for run in client.search_runs([first.experiment_id], below)]
+    assert sorted(names) == sorted(STEPS.values())
+
+
+def test_a_failure_frees_the_adopted_run(store: Path, own: dict[str, Path]) -> None:
+    run_id = live_run(store, own, steps=4)
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON model_versions BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+    with pytest.raises(TrackingError, match="Model Version creation error"):
+        register(own)
+    client = mlflow.MlflowClient(uri_of(store))
+    assert "mlflow.parentRunId" not in client.get_run(run_id).data.tags
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        connection.execute("DROP TRIGGER refuse")
+    registered = register(own)
+    assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == registered.run_id
+
+
+def test_the_runs_of_kubeflows_plugin_are_joined(
+    store: Path, own: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri_of(registered.root / "mlflow.db"))
-    model = mlflow.pyfunc.load_model(uri)
-    draw = np.random.default_rng([0, 1])
-    pair = {name: draw.standard_normal((2, 3, SIZE, SIZE), dtype=np.float32) for name in ("target", "reference")}
-    file = registered.folders["export"] / "pdnet.onnx"
-    (expected,) = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, pair)
-    predicted = model.predict(pair)["probability"]
-    assert predicted.std() > 0.01
-    np.testing.assert_array_equal(predicted, expected)
-    with pytest.raises(mlflow.MlflowException, match="reference"):
-        model.predict({"target": pair["target"]})
-
-
-def test_signature_and_file_of_the_registered_model(registered: Registered, tmp_path: Path) -> None:
-    folder = Path(mlflow.artifacts.download_artifacts(registered.first.model_artifact_uri, dst_path=str(tmp_path)))
-    assert file_digest(folder / "model.onnx") == file_digest(registered.folders["export"] / "pdnet.onnx")
-    signature = mlflow.models.Model.load(str(folder)).signature
-    shapes = {spec.name: (spec.shape, spec.type.name) for spec in [*signature.inputs, *signature.outputs]}
-    assert shapes == {
-        "target": ((-1, 3, SIZE, SIZE), "float32"),
-        "reference": ((-1, 3, SIZE, SIZE), "float32"),
-        "probability": ((-1, 1, SIZE, SIZE), "float32"),
-    }
-    packages = {line.partition("==")[0] for line in (folder / "requirements.txt").read_text().split()}
-    assert packages == {"mlflow", "onnx", "onnxruntime"}
+    client = mlflow.MlflowClient(uri_of(store))
+    experiment = client.create_experiment("kubeflow", artifact_location=(store.parent / "mlartifacts").as_uri())
+    pipeline = str(client.create_run(experiment, run_name="pdnet-x7k2p").info.run_id)
+    tasks = {}
+    for name, step in STEPS.items():
+        parent = {"mlflow.parentRunId": pipeline}
+        tasks[step] = str(client.create_run(experiment, run_name=step, tags=parent).info.run_id)
+        path = own[name] / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"mlflow_run_id": tasks[step]}))
+    task = str(client.create_run(experiment, run_name="register", tags={"mlflow.parentRunId": pipeline}).info.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    registration = register(own)
+    assert (registration.run_id, registration.experiment) == (pipeline, "kubeflow")
+    assert len(client.search_runs([experiment])) == 2 + len(STEPS)
+    run = client.get_run(pipeline)
+    assert run.info.status == "RUNNING"  # the plugin ends it
+    assert (run.data.metrics["jf_mean"], run.data.tags["config.hash"]) == (0.86, HASH)
+    assert len(client.get_metric_history(tasks["train"], "lr/rest")) == TRAIN_STEPS
 
 
 # Failure
@@ -360,8 +505,10 @@ def test_signature_and_file_of_the_registered_model(registered: Registered, tmp_
 def states(database: Path) -> tuple[list[str], int, int]:
     """Status of all runs of experiment `pdnet`, number of models and of versions."""
     client = mlflow.MlflowClient(uri_of(database))
-    experiment = client.get_experiment_by_name("pdnet").experiment_id
-    runs = [run.info.status for run in client.search_runs([experiment])]
+    if (found := client.get_experiment_by_name("pdnet")) is None:
+        return [], 0, len(client.search_model_versions("name = 'pdnet'"))
+    experiment = found.experiment_id
+    runs = [run.info.status for run in client.search_runs([experiment]) if "step" not in run.data.tags]
     return runs, len(client.search_logged_models([experiment])), len(client.search_model_versions("name = 'pdnet'"))
 
 
@@ -487,7 +634,8 @@ def test_a_server_gets_the_same_record_and_its_password_is_told_to_nobody(
     assert "secret" not in json.dumps(dataclasses.asdict(registration))
     client = mlflow.MlflowClient()
     assert client.get_run(registration.run_id).info.status == "FINISHED"
-    assert len(client.get_metric_history(registration.run_id, "lr/rest")) == TRAIN_STEPS
+    below = f"tags.`mlflow.parentRunId` = '{registration.run_id}'"
+    assert len(client.search_runs([registration.experiment_id], below)) == len(STEPS)
     assert len(client.list_artifacts(registration.run_id, "samples")) == SAMPLES
     assert client.get_model_version_by_alias("pdnet", "candidate").run_id == registration.run_id
     _stop(process)
@@ -583,10 +731,11 @@ def own(tmp_path: Path) -> dict[str, Path]:
 def test_long_curves_are_thinned_evenly_with_both_ends(tmp_path: Path) -> None:
     steps = 3 * MAX_POINTS + 1
     record = record_of(write_finished_run(tmp_path / "long", train_steps=steps))
-    at = [point.step for point in record.curves if point.name == "lr/rest"]
+    (train,) = (step for step in record.steps if step.step == "train")
+    at = [point.step for point in train.curves if point.name == "lr/rest"]
     assert (len(at), at[0], at[-1]) == (MAX_POINTS, 0, steps - 1)
     assert set(np.diff(at)) <= {3, 4}
-    video = [point.step for point in record.curves if point.name == "train/loss_video"]
+    video = [point.step for point in train.curves if point.name == "train/loss_video"]
     assert len(video) == MAX_POINTS
     assert all(step % 3 for step in video)
 
@@ -599,12 +748,11 @@ def test_a_model_without_parts_and_a_run_without_report_or_images(own: dict[str,
     (own["train"] / "run.json").write_text(
         json.dumps(facts | {"git_commit": None, "git_dirty": None, "image": "sha256:1"})
     )
-    record = record_of(own | {"report": None})  # type: ignore[dict-item]
+    record = record_of({name: folder for name, folder in own.items() if name != "report"})
     assert not [name for name in record.metrics if name.startswith("parts/")]
-    assert "data.images.md5" not in record.tags
     assert "git.commit" not in record.tags
     assert record.tags["image"] == "sha256:1"
-    assert "report" not in {folder for _, folder in record.files}
+    assert "report" not in {step.step for step in record.steps}
     assert {data.name: data.use for data in record.datasets} == {
         "videos": "training, evaluation",
         "images": "evaluation",
@@ -623,7 +771,7 @@ def test_a_model_without_parts_and_a_run_without_report_or_images(own: dict[str,
         "export/pdnet.onnx",
         "export/parity.json",
         "export/run.json",
-        "report/index.html",
+        "validation/data.json",
         "report/run.json",
     ],
 )
@@ -633,6 +781,20 @@ def test_a_missing_file_is_named(own: dict[str, Path], missing: str) -> None:
     with pytest.raises(DataError) as caught:
         record_of(own)
     assert str(caught.value).startswith(f"{path}: no such file")
+
+
+def test_a_missing_report_is_named(store: Path, own: dict[str, Path]) -> None:
+    (own["report"] / "index.html").unlink()
+    with pytest.raises(DataError, match=r"report/index\.html: no such file"):
+        register(own)
+    assert mlflow.MlflowClient(uri_of(store)).get_experiment_by_name("pdnet") is None
+
+
+def test_an_evaluation_of_other_weights_is_refused(own: dict[str, Path]) -> None:
+    facts = json.loads((own["evaluation"] / "run.json").read_text())
+    (own["evaluation"] / "run.json").write_text(json.dumps(facts | {"model_sha256": "0" * 64}))
+    with pytest.raises(DataError, match=r"evaluation: scored weights of SHA-256 0+, expected \w+, those of .*train"):
+        record_of(own)
 
 
 def test_an_onnx_file_that_is_not_the_compared_one_is_refused(own: dict[str, Path]) -> None:
@@ -657,7 +819,7 @@ def test_a_foreign_scores_file_is_refused(own: dict[str, Path]) -> None:
 def test_an_empty_object_is_refused(own: dict[str, Path], name: str) -> None:
     path = own["train"].parent / name
     path.write_text("{}")
-    with pytest.raises(DataError, match=r"lacks '(started|sha256)'; found nothing") as caught:
+    with pytest.raises(DataError, match=r"lacks '(step|sha256)'; found nothing") as caught:
         record_of(own)
     assert str(caught.value).startswith(f"{path}: ")
 

@@ -1,0 +1,42 @@
+"""The champion's predecessor becomes the champion again."""
+
+from __future__ import annotations
+
+from pdnet.config import Config
+from pdnet.tracking.aliases import (
+    PREVIOUS,
+    carry_out,
+    current_aliases,
+    finish_interrupted,
+    known_versions,
+    read_log,
+)
+from pdnet.tracking.aliases import rollback as plan_rollback
+from pdnet.tracking.store import open_store
+
+
+def rollback(*, config: Config) -> str:
+    """Make the version with the alias `previous` the champion again.
+
+    The champion before that, as the promotion log has it, becomes `previous`; so one rollback after the other goes back
+    through the champions. What an interrupted promotion began is finished first.
+
+    Args:
+        config: `tracking`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        PromotionError: there is nothing to go back to, or somebody else moved the aliases meanwhile.
+        TrackingError: the store does not answer or refuses.
+    """
+    tracking = config.tracking
+    with open_store() as store:
+        finish_interrupted(store, tracking)
+        aliases, log = current_aliases(store, tracking.model), read_log(store, tracking.model)
+        intent = plan_rollback(tracking.model, aliases, log, known_versions(store, tracking.model))
+        carry_out(store, tracking, intent)
+    before = intent.aliases[PREVIOUS]
+    rest = f"version {before} is previous" if before else "there is no previous one"
+    return f"{tracking.model}: {intent.text.removeprefix('rolled back: ')}, in place of {intent.version}; {rest}"

@@ -1,0 +1,180 @@
+"""A journal becomes an MLflow run: found by its tag, so that nothing has to be remembered beside the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pdnet.errors import DataError, TrackingError
+from pdnet.tracking.journal import Header, Journal, buffer_folder
+from pdnet.tracking.store import Store, experiment_id, open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+#: The tag that names the training of a run.
+TRAINING_TAG = "pdnet.training"
+#: Metrics of the machine, as MLflow's own are called.
+SYSTEM = "system/"
+#: How long the rest may take to send when a training has ended, seconds: a pod has 30 from SIGTERM on.
+DRAIN_SECONDS = 20
+#: How a line ends that says that something is not there yet.
+LATER = "`pdnet track sync` sends it later"
+
+_METRICS_PER_CALL = 1000
+
+
+class Delivery(NamedTuple):
+    """What was sent of one journal.
+
+    Attributes:
+        run_id: the run.
+        experiment: its id.
+        points: values sent.
+        status: of the run when it was left.
+    """
+
+    run_id: str
+    experiment: str
+    points: int
+    status: str
+
+
+def deliver(
+    store: Store,
+    journal: Journal,
+    *,
+    waiting: Callable[[], bool] = lambda: False,
+    opened: Callable[[str], None] | None = None,
+) -> Delivery:
+    """Send a journal, end its run as it says, and remove it.
+
+    May be done again at any time, by several processes at once too: what the run holds is not sent again, and MLflow
+    drops what it is sent twice.
+
+    A training that says nothing of its end was killed. The run of one that another process goes on with is not ended,
+    nor is a run that somebody else made.
+
+    Args:
+        store: where to.
+        journal: not locked by another process, or followed for the one that writes it.
+        waiting: waits for more; False when nobody writes any longer.
+        opened: told the id of the run.
+    """
+    run = _Run(store, journal.header)
+    if opened is not None:
+        opened(run.id)
+    journal.rewind()
+    points, going = 0, True
+    while going:
+        going = waiting()
+        points += run.send(journal)
+        going = going and journal.end is None
+    status = run.status
+    if journal.header.run_id is None and journal.siblings()[-1:] == [journal.path]:
+        status = journal.end or "KILLED"
+        store.client.set_terminated(run.id, status, journal.last)
+    journal.path.unlink(missing_ok=True)
+    return Delivery(run.id, run.experiment, points, status)
+
+
+def deliver_before(store: Store, journal: Journal) -> None:
+    """Send what earlier processes of this training left: points have to come in their order."""
+    for path in journal.siblings():
+        if path.name < journal.path.name:
+            with contextlib.suppress(DataError), contextlib.closing(Journal(path)) as earlier:
+                deliver(store, earlier)
+
+
+class _Run:
+    """The MLflow run of a training, found or made, and RUNNING.
+
+    Attributes:
+        id: of the run.
+        experiment: id of its experiment.
+        status: of a run that is not ours to end: as it was found.
+    """
+
+    def __init__(self, store: Store, header: Header) -> None:
+        client = self._client = store.client
+        self.id = header.run_id or self._found(store, header) or self._made(store, header)
+        run = client.get_run(self.id)
+        self.experiment, self.status = str(run.info.experiment_id), str(run.info.status)
+        self._newest = {metric.key: metric for metric in run.data.to_proto().metrics}
+        if header.run_id:
+            for name, value in header.tags.items():
+                if not name.startswith("mlflow.") and run.data.tags.get(name) != value:
+                    client.set_tag(self.id, name, value)
+        elif self.status != "RUNNING":
+            self.status = "RUNNING"
+            client.update_run(self.id, self.status)
+
+    @staticmethod
+    def _found(store: Store, header: Header) -> str | None:
+        which = f"tags.`{TRAINING_TAG}` = '{header.training}'"
+        runs = store.client.search_runs([experiment_id(store, header.experiment)], which, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    @staticmethod
+    def _made(store: Store, header: Header) -> str:
+        experiment = experiment_id(store, header.experiment)
+        run = store.client.create_run(experiment, header.started, header.tags, run_name=header.step)
+        return str(run.info.run_id)
+
+    def send(self, journal: Journal) -> int:
+        """Send what was written since the last call; the number of values."""
+        points, sent = self._missing(journal), 0
+        while batch := list(islice(points, _METRICS_PER_CALL)):
+            self._client.log_batch(self.id, metrics=batch)
+            sent += len(batch)
+        return sent
+
+    def _missing(self, journal: Journal) -> Iterator[Metric]:
+        """The values that the run did not hold when it was opened.
+
+        An iteration that was done again, after a kill and from a checkpoint before it, is there already.
+        """
+        from mlflow.entities import Metric
+
+        for entry in journal.read():
+            for name, value in entry["metrics"].items():
+                newest = self._newest.get(name)
+                mark, newest_mark = ("time", "timestamp") if name.startswith(SYSTEM) else ("step", "step")
+                if newest is None or entry[mark] > getattr(newest, newest_mark):
+                    yield Metric(name, value, entry["time"], entry["step"])
+
+
+def sync(buffer: Path | None = None) -> Iterator[str]:
+    """Send every journal in a folder, and say of each what became of it.
+
+    Raises:
+        TrackingError: the store is not named, does not answer or refuses; what was not sent stays.
+    """
+    folder = buffer or buffer_folder()
+    if not (paths := sorted(path for path in folder.glob("*") if path.is_file())):
+        yield f"{folder}: nothing to send"
+        return
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise TrackingError(f"{folder}: MLFLOW_TRACKING_URI is not set; expected the store to send the journals to")
+    with open_store() as store:
+        for path in paths:
+            yield _sync_one(store, path)
+
+
+def _sync_one(store: Store, path: Path) -> str:
+    try:
+        journal = Journal(path)
+    except DataError as error:
+        return str(error)
+    with contextlib.closing(journal):
+        if not journal.lock():
+            return f"{path}: left alone: its training is running, or somebody else is sending it"
+        done = deliver(store, journal)
+    where = f"run {done.run_id} of experiment {journal.header.experiment} at {store.uri}"
+    if store.uri.startswith("http"):
+        where = f"{store.uri}/#/experiments/{done.experiment}/runs/{done.run_id}"
+    return f"{path}: {journal.header.step}, {done.points} values sent, {done.status}: {where}"

@@ -1,0 +1,236 @@
+"""What a version of the registered model holds: one folder that stands for itself, with the digest of every file.
+
+    pdnet.onnx  reference_encoder.onnx  segmenter.onnx     the exported graphs, and
+    parity.json                                            how closely they agree with the network
+    model.safetensors  params.yaml                         the weights, and the resolved configuration
+    evaluation/{scores.json,frames.parquet,clips.parquet,baselines.parquet}
+    tensorrt/{pdnet.engine,parity.json}                    where an engine was built
+    lineage.json                                           where all of it came from, and its SHA-256
+
+Whoever has the folder needs neither the registry nor the repository to know what it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pdnet import __version__
+from pdnet.data.tables import read_table
+from pdnet.errors import DataError, ExportError
+from pdnet.files import file_digest, read_object, write_json, write_text
+
+#: Name of the folder within a version.
+RELEASE = "release"
+#: What is written last, and lists everything else.
+LINEAGE = "lineage.json"
+EVALUATION = ("scores.json", "frames.parquet", "clips.parquet", "baselines.parquet")
+
+_FORMAT = 1
+_SCORES = ("jf_mean", "j", "f", "all_frames", "baselines", "speed")
+_PARITY = ("sha256", "torch.jf_mean", "onnx.jf_mean")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release on disk.
+
+    Attributes:
+        folder: where it is.
+        facts: content of lineage.json.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        content: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text(encoding="utf-8"))
+        return content
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Content of scores.json."""
+        return read_object(self.folder / "evaluation" / "scores.json", _SCORES)
+
+    @property
+    def parity(self) -> dict[str, Any]:
+        """Content of parity.json."""
+        return read_object(self.folder / "parity.json", _PARITY)
+
+    @property
+    def weights(self) -> Path:
+        """The network."""
+        return self.folder / "model.safetensors"
+
+    @property
+    def onnx(self) -> Path:
+        """The pair graph."""
+        return self.folder / "pdnet.onnx"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of lineage.json, and so of all that it lists."""
+        return file_digest(self.folder / LINEAGE)
+
+    def frames(self) -> pd.DataFrame:
+        """The scored frames: clip, frame, j, f in 0..1."""
+        return read_table(self.folder / "evaluation" / "frames.parquet", ("clip", "frame", "j", "f"))
+
+    def clips(self) -> pd.DataFrame:
+        """The scored clips: clip, jf_mean, j_mean, f_mean in 0..1."""
+        return read_table(self.folder / "evaluation" / "clips.parquet", ("clip", "jf_mean", "j_mean", "f_mean"))
+
+    def step(self, name: str) -> dict[str, Any]:
+        """The record of a step; empty where the release has none."""
+        record: dict[str, Any] = self.facts["steps"].get(name) or {}
+        return record
+
+
+def write_release(
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    config_hash: str,
+    validation: Path,
+    pretrain: Path,
+    train: Path,
+    evaluation: Path,
+    export: Path,
+    tensorrt: Path | None = None,
+) -> Release:
+    """Gather the results of a finished pipeline run.
+
+    Args:
+        out: folder to make.
+        config: the resolved configuration as plain values.
+        config_hash: its hash.
+        validation: folder of the validate step.
+        pretrain: folder of the pretrain step.
+        train: folder of the train step.
+        evaluation: folder of the evaluate step.
+        export: folder of the export_onnx step.
+        tensorrt: folder of the export_tensorrt step; None where there is none.
+
+    Raises:
+        DataError: a folder lacks a file that its step writes, or the evaluation is of other weights.
+        ExportError: an exported file is not the one whose agreement with the network was measured.
+    """
+    folders = {"validate": validation, "pretrain": pretrain, "train": train, "evaluate": evaluation}
+    folders |= {"export_onnx": export} | ({"export_tensorrt": tensorrt} if tensorrt else {})
+    steps = {step: read_object(present(folder / "run.json"), ("step",)) for step, folder in folders.items()}
+    parity = read_object(present(export / "parity.json"), _PARITY)
+    sources = {name: export / name for name in exported_files(parity)}
+    sources |= {"parity.json": export / "parity.json", "model.safetensors": train / "model.safetensors"}
+    sources |= {f"evaluation/{name}": evaluation / name for name in EVALUATION}
+    if tensorrt:
+        sources |= {f"tensorrt/{name}": tensorrt / name for name in ("pdnet.engine", "parity.json")}
+
+    out.mkdir(parents=True)
+    for name, source in sources.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(present(source), out / name)
+    write_text(out / "params.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    files = {
+        name: {"sha256": file_digest(out / name), "bytes": (out / name).stat().st_size}
+        for name in sorted([*sources, "params.yaml"])
+    }
+    _check_exports({name: str(facts["sha256"]) for name, facts in files.items()}, parity, export, tensorrt)
+    scored, weights = steps["evaluate"].get("model_sha256"), files["model.safetensors"]["sha256"]
+    if scored not in (None, weights):
+        raise DataError(f"{evaluation}: scored weights of SHA-256 {scored}, expected {weights}, those of {train}")
+    trained = steps["train"]
+    facts = {
+        "format": _FORMAT,
+        "pdnet": __version__,
+        "config_hash": config_hash,
+        "git": {"commit": trained.get("git_commit"), "dirty": trained.get("git_dirty")},
+        "data": steps["evaluate"].get("data") or {},
+        "data_dvc": trained.get("data_dvc"),
+        "data_revision": trained.get("data_revision"),
+        "image": trained.get("image"),
+        "validation": read_object(present(validation / "data.json"), ("valid",)),
+        "steps": {
+            step: {key: value for key, value in record.items() if key != "parents"} | _weights(folders[step])
+            for step, record in steps.items()
+        },
+        "files": files,
+    }
+    write_json(out / LINEAGE, facts)
+    return Release(out, facts)
+
+
+def read_release(folder: Path) -> Release:
+    """Open a release; `damage` tells whether it is whole.
+
+    Raises:
+        DataError: the folder is no release.
+    """
+    facts = read_object(folder / LINEAGE, ("format", "config_hash", "steps", "files"))
+    if facts["format"] != _FORMAT:
+        raise DataError(f"{folder / LINEAGE}: format {facts['format']}, expected {_FORMAT}; it needs another pdnet")
+    return Release(folder, facts)
+
+
+def damage(release: Release) -> list[str]:
+    """What is no longer as lineage.json says, a line a file: missing, of other content, or not listed."""
+    listed = release.facts["files"]
+    found = {path.relative_to(release.folder).as_posix() for path in release.folder.rglob("*") if path.is_file()}
+    lines = [f"{name}: not in the list of files" for name in sorted(found - {LINEAGE, *listed})]
+    for name, facts in listed.items():
+        if name not in found:
+            lines.append(f"{name}: missing")
+        elif (sha256 := file_digest(release.folder / name)) != facts["sha256"]:
+            lines.append(f"{name}: SHA-256 {sha256}, recorded {facts['sha256']}")
+    return lines
+
+
+def exported_files(parity: Mapping[str, Any]) -> dict[str, str]:
+    """The ONNX files that a parity.json is about, each with the SHA-256 of what was compared."""
+    return {"pdnet.onnx": parity["sha256"]} | dict((parity.get("streaming") or {}).get("files") or {})
+
+
+def _check_exports(found: Mapping[str, str], parity: Mapping[str, Any], export: Path, tensorrt: Path | None) -> None:
+    """See that each exported file is the one that was compared with the network."""
+
+    def check(name: str, path: Path, compared: str) -> None:
+        if found[name] != compared:
+            raise ExportError(
+                f"{path}: not the file that was compared with the network: its SHA-256 is {found[name]}, "
+                f"{path.with_name('parity.json')} says {compared}"
+            )
+
+    for name, compared in exported_files(parity).items():
+        check(name, export / name, compared)
+    if tensorrt:
+        engine = read_object(tensorrt / "parity.json", ("sha256", "onnx_sha256"))
+        check("tensorrt/pdnet.engine", tensorrt / "pdnet.engine", engine["sha256"])
+        if engine["onnx_sha256"] != parity["sha256"]:
+            raise ExportError(
+                f"{tensorrt}: built from another ONNX file, of SHA-256 {engine['onnx_sha256']}; "
+                f"expected {export / 'pdnet.onnx'}"
+            )
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    """The digest of the weights that a step wrote."""
+    path = folder / "model.safetensors"
+    return {"weights_sha256": file_digest(path)} if path.is_file() else {}
+
+
+def present(path: Path) -> Path:
+    """`path`, which a step has written.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected what the step before writes there")
+    return path

@@ -1,0 +1,570 @@
+"""Moving aliases on a real registry: one at a time, killed anywhere, two at once, back again, and all on record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+from registered_models import DATA, MODEL, add_model, aliases, new_store, reset, scores, write_run
+from tiny_profile import write_params
+
+from pdnet.cli import main
+from pdnet.errors import PromotionError
+from pdnet.tracking import TrackingConfig
+from pdnet.tracking import aliases as moving
+from pdnet.tracking.aliases import line_of_champions, lock_name, read_lock, read_log, rollback
+from pdnet.tracking.store import open_store
+
+TRACKING = TrackingConfig(experiment="tiny", model=MODEL)
+POLICY = Path(__file__).parents[2] / "configs" / "promotion.yaml"
+#: Every call with which MLflow's client changes a store begins with one of these.
+CHANGES = ("create_", "set_", "delete_", "log_", "update_", "rename_")
+#: A process that imports the libraries once; each test process is forked from it in no time, and really killed.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["mlflow", "pdnet.steps", "registered_models"])
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
+def registry(
+    request: pytest.FixtureRequest, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URI of a store with three models, each better than the one before, and a worse fourth."""
+    root = tmp_path_factory.mktemp("registry")
+    with new_store(request.param, root, empty_database) as uri:
+        for name, jf in {"first": 80.0, "second": 82.0, "third": 84.0, "worse": 79.0}.items():
+            add_model(write_run(root / name, scores(jf)))
+        yield uri
+
+
+@pytest.fixture
+def client(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    """Speaks to the store; the working folder has parameters."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    monkeypatch.setattr(moving, "SETTLE", 0.1)
+    monkeypatch.setattr(moving, "POLL", 0.05)
+    write_params(tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    client = mlflow.MlflowClient(registry)
+    reset(client)
+    return client
+
+
+def promote(version: str, *more: str) -> int:
+    return main(["promote", "--candidate", version, "--policy", str(POLICY), *more])
+
+
+def log() -> list[dict[str, Any]]:
+    with open_store() as store:
+        return read_log(store, MODEL)
+
+
+def told() -> list[tuple[str, str, str | None, str | None]]:
+    return [(entry["outcome"], entry["version"], entry["from"], entry["to"]) for entry in log()]
+
+
+def lock_is_there(client: mlflow.MlflowClient) -> bool:
+    with contextlib.suppress(MlflowException):
+        client.get_registered_model(lock_name(MODEL))
+        return True
+    return False
+
+
+# One after the other
+
+
+def test_promoted_refused_and_rolled_back_as_far_as_it_goes(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote("1") == 0
+    assert aliases(client) == {"champion": "1"}
+    assert promote("2") == 0
+    assert promote("4") == 3
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert promote("3") == 0
+    assert aliases(client) == {"champion": "3", "previous": "2"}
+    capsys.readouterr()
+
+    assert main(["rollback"]) == 0
+    assert capsys.readouterr().out == "tiny: version 2 is the champion again, in place of 3; version 1 is previous\n"
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert main(["rollback"]) == 0
+    assert capsys.readouterr().out == (
+        "tiny: version 1 is the champion again, in place of 2; there is no previous one\n"
+    )
+    assert aliases(client) == {"champion": "1"}
+    assert main(["rollback"]) == 3
+    assert capsys.readouterr().err == (
+        "pdnet: error: tiny: nothing to go back to: it needs a champion and a previous one; "
+        "found candidate is version 4, champion is version 1\n"
+    )
+    assert promote("3") == 0
+    assert aliases(client) == {"champion": "3", "previous": "1"}
+
+    assert told() == [
+        ("promoted", "1", None, "1"),
+        ("promoted", "2", "1", "2"),
+        ("refused", "4", "2", "2"),
+        ("promoted", "3", "2", "3"),
+        ("rolled back", "3", "3", "2"),
+        ("rolled back", "2", "2", "1"),
+        ("promoted", "3", "1", "3"),
+    ]
+    tags = {str(each.version): each.tags.get("promotion") for each in client.search_model_versions(f"name = '{MODEL}'")}
+    assert tags["2"] == "rolled back: version 1 is the champion again"
+    assert tags["3"].startswith("promoted: J&F 84.00 against 80.00 of version 1, the champion: a lead of 4.00")
+    assert tags["4"].startswith("refused: J&F 79.00 against 82.00 of version 2")
+    assert not lock_is_there(client)
+
+
+def test_the_log_says_who_when_by_which_policy_and_with_which_figures(client: mlflow.MlflowClient) -> None:
+    before = time.time()
+    assert promote("1") == 0
+    assert promote("4") == 3
+    first, refused = log()
+    assert first["by"] == moving.whoami()
+    assert first["by"].endswith(f"@{socket.gethostname()}")
+    assert first["at"].endswith("+00:00")
+    assert (first["figures"], first["approval"], first["data"]) == ({"candidate": 80.0}, None, DATA)
+    assert refused["policy"]["resamples"] == 10_000
+    assert refused["figures"]["candidate"] == 79.0
+    assert refused["figures"]["champion"] == 80.0
+    difference = refused["figures"]["difference"]
+    assert difference["low"] < difference["mean"] == -1.0 < difference["high"] < 0
+    assert [row["what"] for row in refused["rows"] if row["ok"] is False] == ["lead, 95 % interval"]
+    assert refused["reasons"][0].startswith("J&F 79.00 against 80.00")
+
+    run_id = client.get_registered_model(MODEL).tags["promotions.run_id"]
+    run = client.get_run(run_id)
+    assert run.info.run_name == "promotions of tiny"
+    assert run.info.status == "FINISHED"
+    assert client.get_experiment(run.info.experiment_id).name == "tiny"
+    names = [Path(file.path).name for file in client.list_artifacts(run_id, "promotions")]
+    assert names == sorted(names)
+    assert [name.partition("Z-")[2] for name in names] == ["v1-promoted.json", "v4-refused.json"]
+    assert all(time.strftime("%Y", time.gmtime(before)) <= name[:4] for name in names)
+
+
+def test_a_dry_run_leaves_no_trace(client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert promote("1", "--dry-run") == 0
+    assert capsys.readouterr().out.endswith(
+        "it may be promoted: J&F 80.00, the first champion\n\nnothing was changed (--dry-run)\n"
+    )
+    assert (aliases(client), log()) == ({}, [])
+    assert promote("2") == 0
+    entries = log()
+    assert promote("4", "--dry-run") == 3
+    assert promote("3", "--dry-run") == 0
+    assert (aliases(client), log()) == ({"champion": "2"}, entries)
+    assert "promotion" not in client.get_model_version(MODEL, "4").tags
+
+
+def test_a_champion_is_not_promoted_again(client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert promote("2") == 0
+    capsys.readouterr()
+    assert promote("2") == 0
+    assert capsys.readouterr().out == "tiny version 2 is the champion already\n"
+    assert told() == [("promoted", "2", None, "2")]
+
+
+def test_a_rollback_passes_over_a_version_that_was_deleted(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    gone = add_model(write_run(tmp_path / "gone", scores(70.0)))
+    assert [promote(version) for version in (gone, "2", "3")] == [0, 0, 0]
+    client.delete_model_version(MODEL, gone)
+    assert main(["rollback"]) == 0
+    assert aliases(client) == {"champion": "2"}
+
+
+@pytest.mark.parametrize(
+    ("moves", "line"),
+    [
+        ([], []),
+        ([("promoted", None, "1")], ["1"]),
+        ([("promoted", None, "1"), ("promoted", "1", "2"), ("refused", "2", "2")], ["1", "2"]),
+        ([("promoted", None, "1"), ("promoted", "1", "2"), ("rolled back", "2", "1")], ["1"]),
+        # a version that came back
+        ([("promoted", None, "1"), ("promoted", "1", "2"), ("promoted", "2", "1")], ["1", "2", "1"]),
+        (
+            [("promoted", None, "1"), ("promoted", "1", "2"), ("promoted", "2", "1"), ("rolled back", "1", "2")],
+            ["1", "2"],
+        ),
+        # champions that the log does not know were made by hand
+        ([("promoted", None, "1"), ("promoted", "7", "2")], ["7", "2"]),
+        ([("promoted", None, "1"), ("promoted", None, "2")], ["2"]),
+        ([("rolled back", "3", "2")], ["2"]),
+    ],
+)
+def test_the_line_of_champions(moves: list[tuple[str, str | None, str]], line: list[str]) -> None:
+    log = [dict(zip(("outcome", "from", "to"), move, strict=True)) for move in moves]
+    assert line_of_champions(log) == line
+
+
+@pytest.mark.parametrize("found", [{}, {"champion": "1"}, {"previous": "1"}, {"champion": "1", "previous": "1"}])
+def test_nothing_to_go_back_to(found: dict[str, str]) -> None:
+    with pytest.raises(PromotionError, match="nothing to go back to"):
+        rollback(MODEL, found, [], ["1"])
+
+
+# Killed
+
+
+def run_killed(argv: Sequence[str], nth: int, output: Path) -> None:
+    """Run a command in this process, which is killed before the n-th call that would change the store."""
+    sys.stdout = sys.stderr = output.open("w")
+    moving.SETTLE = 0.1
+    calls = 0
+
+    def counted(name: str, call: Any) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return counting
+
+    for name in dir(mlflow.MlflowClient):
+        if name.startswith(CHANGES):
+            setattr(mlflow.MlflowClient, name, counted(name, getattr(mlflow.MlflowClient, name)))
+    sys.exit(main(list(argv)))
+
+
+def killed(argv: Sequence[str], nth: int, folder: Path) -> bool:
+    """Whether the command was killed before it ended by itself, which it must do well."""
+    process = PROCESSES.Process(target=run_killed, args=(argv, nth, folder / "output"))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), (folder / "output").read_text()
+    return process.exitcode == -signal.SIGKILL
+
+
+def test_a_promotion_killed_before_any_of_its_calls_is_finished_by_the_next(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["promote", "--candidate", "2", "--policy", str(POLICY)]
+    repaired, seen = 0, set()
+    for nth in range(1, 30):
+        reset(client)
+        client.set_registered_model_alias(MODEL, "champion", "1")  # and no log yet: its run is made within the move
+        if not killed(command, nth, tmp_path):
+            break
+        state = aliases(client)
+        seen.add(tuple(state.items()))
+        assert state["champion"] in ("1", "2")
+        assert state.get("previous") == "1" or state["champion"] == "1"
+        begun = lock_is_there(client)
+        capsys.readouterr()
+        assert main(command) == 0
+        printed = capsys.readouterr()
+        assert ("pdnet: finished what " in printed.err) == begun
+        assert ("was interrupted in at" in printed.err) == begun
+        assert ("is the champion already" in printed.out) == begun
+        repaired += begun
+        assert aliases(client) == {"champion": "2", "previous": "1"}, f"killed before call {nth}"
+        assert told() == [("promoted", "2", "1", "2")], f"killed before call {nth}"
+        assert client.get_model_version(MODEL, "2").tags["promotion"].startswith("promoted: J&F 82.00")
+        assert not lock_is_there(client)
+    else:
+        pytest.fail("the command never ended by itself")
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    # create_run, set_terminated, set_registered_model_tag, log_text, its log_artifact, previous, champion, tag, delete
+    assert repaired >= 8
+    assert seen == {
+        (("champion", "1"),),
+        (("champion", "1"), ("previous", "1")),
+        (("champion", "2"), ("previous", "1")),
+    }
+
+
+def test_a_rollback_killed_before_any_of_its_calls_is_finished_by_the_next(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = []
+    for nth in range(1, 30):
+        reset(client)
+        with open_store() as store:
+            for before, version in ((None, "1"), ("1", "2"), ("2", "3")):
+                intent = moving.promotion(MODEL, version, ["better"], champion=before, facts={})
+                moving.carry_out(store, TRACKING, intent)
+        if not killed(["rollback"], nth, tmp_path):
+            break
+        begun = lock_is_there(client)
+        assert aliases(client)["champion"] in ("3", "2")
+        capsys.readouterr()
+        assert promote("4") == 3  # another command finishes it as well
+        assert (f"rolled back version 3 of {MODEL}" in capsys.readouterr().err) == begun
+        ends.append(aliases(client))
+        assert ends[-1] == ({"champion": "2", "previous": "1"} if begun else {"champion": "3", "previous": "2"})
+        assert not lock_is_there(client)
+    else:
+        pytest.fail("the command never ended by itself")
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert len(ends) >= 6
+
+
+def test_the_one_who_finishes_may_be_killed_too(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    command = ["promote", "--candidate", "2", "--policy", str(POLICY)]
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    assert killed(command, 4, tmp_path)
+    assert lock_is_there(client)
+    for nth in (1, 3, 5):  # taking over, before the log, between the aliases
+        assert killed(command, nth, tmp_path)
+        assert lock_is_there(client)
+    assert main(command) == 0
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert told() == [("promoted", "2", "1", "2")]
+
+
+def test_what_was_interrupted_is_dropped_where_the_champion_was_changed_by_hand(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    assert killed(["promote", "--candidate", "2", "--policy", str(POLICY)], 2, tmp_path)
+    client.set_registered_model_alias(MODEL, "champion", "3")
+    assert promote("4") == 3
+    assert "dropped what " in (text := capsys.readouterr().err)
+    assert "promoted version 2 of tiny; the champion is version 3 by now" in text
+    assert aliases(client) == {"champion": "3"}
+    assert not lock_is_there(client)
+
+
+def test_what_was_interrupted_is_dropped_where_its_version_was_deleted(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = add_model(write_run(tmp_path / "gone", scores(83.0)))
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    assert killed(["promote", "--candidate", gone, "--policy", str(POLICY)], 2, tmp_path)
+    client.delete_model_version(MODEL, gone)
+    assert promote("2") == 0
+    assert f"version {gone} was deleted" in capsys.readouterr().err
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+
+
+def test_a_store_that_refuses_leaves_a_lock_that_nobody_waits_for(
+    client: mlflow.MlflowClient, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote("1") == 0
+
+    def refuse(self: Any, name: str, alias: str, version: str) -> None:
+        raise MlflowException("the champion stays")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", refuse)
+        assert promote("2") == 2
+    assert "the champion stays" in capsys.readouterr().err
+    assert aliases(client) == {"champion": "1"}
+    assert promote("2") == 0  # this very process is alive: it has to have said that it gave up
+    assert clock.waited < 1
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert told() == [("promoted", "1", None, "1"), ("promoted", "2", "1", "2")]
+
+
+# At once
+
+
+def run_at_once(argv: Sequence[str], gate: Any, output: Path) -> None:
+    """Run a command that stops before the lock until all others have judged as well."""
+    sys.stdout = sys.stderr = output.open("w")
+    create = mlflow.MlflowClient.create_registered_model
+    waited = False
+
+    def create_together(*args: Any, **kwargs: Any) -> Any:
+        nonlocal waited
+        if not waited:
+            waited = True
+            gate.wait()
+        return create(*args, **kwargs)
+
+    mlflow.MlflowClient.create_registered_model = create_together  # type: ignore[method-assign]
+    code = main(list(argv))
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+@pytest.mark.parametrize("candidates", [("2", "3"), ("2", "2"), ("2", "3", "2")])
+def test_of_promotions_at_once_one_wins_and_the_others_say_so(
+    client: mlflow.MlflowClient, tmp_path: Path, candidates: tuple[str, ...]
+) -> None:
+    assert promote("1") == 0
+    gate = PROCESSES.Barrier(len(candidates))
+    processes = [
+        PROCESSES.Process(
+            target=run_at_once,
+            args=(["promote", "--candidate", version, "--policy", str(POLICY)], gate, tmp_path / f"output{index}"),
+        )
+        for index, version in enumerate(candidates)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    outputs = [(tmp_path / f"output{index}").read_text() for index in range(len(candidates))]
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes) == [0, *[3] * (len(candidates) - 1)], outputs  # type: ignore[type-var]
+    winner = candidates[codes.index(0)]
+    for code, output in zip(codes, outputs, strict=True):
+        if code:
+            assert f"tiny: version {winner} was promoted meanwhile, by {moving.whoami()} at " in output
+            assert output.rstrip().endswith("; judge again")
+            assert "lead, 95 % interval" in output  # the table is shown all the same
+    assert aliases(client) == {"champion": winner, "previous": "1"}
+    assert told()[1:] == [("promoted", winner, "1", winner)]
+    assert not lock_is_there(client)
+
+
+def hold(client: mlflow.MlflowClient, **facts: Any) -> None:
+    """Hold the lock as this process would, in the middle of a promotion of version 2 over version 1."""
+    lock = moving._new_lock()
+    intent = moving.promotion(MODEL, "2", ["it is better"], champion="1", facts={})
+    tags = {"lock": json.dumps(moving.asdict(lock) | facts), "intent": json.dumps(moving.asdict(intent))}
+    client.create_registered_model(lock_name(MODEL), tags=tags)
+
+
+class Clock:
+    """A time that goes on while somebody waits, and at no other time; `at` says what happens then."""
+
+    def __init__(self) -> None:
+        self.now, self.at = time.time(), dict[float, Callable[[], None]]()
+        self.started = self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for due in [due for due in self.at if due <= self.waited]:
+            self.at.pop(due)()
+
+    @property
+    def waited(self) -> float:
+        return self.now - self.started
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(moving, "time", clock)
+    return clock
+
+
+def test_a_lock_that_somebody_holds_is_waited_for(
+    client: mlflow.MlflowClient, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote("1") == 0
+    hold(client, by="ann@elsewhere", host="elsewhere", pid=7)
+
+    def finish() -> None:
+        client.set_registered_model_alias(MODEL, "champion", "2")
+        client.delete_registered_model(lock_name(MODEL))
+
+    clock.at[20.0] = finish
+    assert promote("3") == 0
+    assert clock.waited == pytest.approx(20, abs=0.1)
+    assert "pdnet: waits for ann@elsewhere (process 7), who moves the aliases of tiny\n" in capsys.readouterr().err
+    assert aliases(client) == {"champion": "3", "previous": "2"}  # it was judged against what the other left
+
+
+def test_a_lock_is_taken_over_at_the_end_of_its_lease(
+    client: mlflow.MlflowClient, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(moving, "POLL", 2.0)
+    assert promote("1") == 0
+    hold(client, by="ann@elsewhere", host="elsewhere", pid=7)
+    assert promote("4") == 3
+    assert clock.waited == pytest.approx(60, abs=2.5)
+    text = capsys.readouterr().err
+    assert "waits for ann@elsewhere" in text
+    assert "finished what ann@elsewhere was interrupted in at 20" in text
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+
+
+def test_a_lock_of_a_process_that_runs_is_respected_and_one_that_is_gone_is_not() -> None:
+    process = PROCESSES.Process(target=os.getpid)
+    process.start()
+    process.join()
+    assert process.pid is not None
+    ours = moving._new_lock()
+    assert not ours.is_left_behind
+    assert moving.replace(ours, pid=process.pid).is_left_behind
+    assert not moving.replace(ours, pid=process.pid, host="elsewhere").is_left_behind
+    assert moving.replace(ours, host="elsewhere", since=time.time() - 61).is_left_behind
+    assert moving.replace(ours, abandoned=True).is_left_behind
+
+
+def test_a_holder_that_was_taken_over_stops_before_its_next_call(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert promote("1") == 0
+    set_alias = mlflow.MlflowClient.set_registered_model_alias
+
+    def sleep_too_long(self: Any, name: str, alias: str, version: str) -> None:
+        set_alias(self, name, alias, version)
+        with open_store() as store:  # what another process does meanwhile
+            held = read_lock(store, TRACKING)
+            patch.undo()
+            moving._take_over(store, TRACKING, held)  # type: ignore[arg-type]
+        assert main(["rollback"]) == 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", sleep_too_long)
+        assert promote("2") == 3
+    assert "somebody has taken it over and finishes it" in capsys.readouterr().err
+    assert aliases(client) == {"champion": "1"}  # the rollback stands
+    assert [move[0] for move in told()] == ["promoted", "promoted", "rolled back"]
+
+
+def test_two_who_take_the_same_lock_over_finish_it_once(client: mlflow.MlflowClient) -> None:
+    assert promote("1") == 0
+    hold(client, abandoned=True)
+    gate, failures = threading.Barrier(2), []
+
+    def finish() -> None:
+        try:
+            gate.wait()
+            moving.finish_interrupted(store, TRACKING)
+        except Exception as error:
+            failures.append(error)
+
+    with open_store() as store:
+        threads = [threading.Thread(target=finish) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert told()[1:] == [("promoted", "2", "1", "2")]
+    assert not lock_is_there(client)
+
+
+def test_a_model_of_the_locks_name_is_not_taken_for_a_lock(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.create_registered_model(lock_name(MODEL))
+    assert promote("1") == 2
+    assert (
+        "the registered model 'tiny-promotion' is not the lock that pdnet makes; remove it" in capsys.readouterr().err
+    )
+
+
+def test_a_half_written_entry_is_told_and_passed_over(
+    client: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert promote("1") == 0
+    run_id = client.get_registered_model(MODEL).tags["promotions.run_id"]
+    client.log_text(run_id, '{"outcome": "prom', "promotions/20990101T000000.000000Z-v9-promoted.json")
+    assert told() == [("promoted", "1", None, "1")]
+    assert "v9-promoted.json is half written" in caplog.text

@@ -1,0 +1,138 @@
+"""Real trainings that a real MLflow server gets while they run, and what becomes of it when either goes away."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("mlflow")
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from real_runs import Project
+from restartable_server import Server
+
+from pdnet.config import load_config
+from pdnet.files import read_json
+from pdnet.steps import train
+from pdnet.steps.track_sync import track_sync
+from pdnet.tracking.curves import curve_points
+
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.setenv("PDNET_MLFLOW_BUFFER", str(tmp_path / "buffer"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return MlflowClient(server.uri)
+
+
+def runs(client: MlflowClient) -> list[Run]:
+    """All of the experiment, the newest first."""
+    experiment = client.get_experiment_by_name("tiny")
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+def until(true: Callable[[], Any]) -> None:
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < PATIENCE
+        time.sleep(0.1)
+
+
+def assert_holds_the_log(client: MlflowClient, run: Run, out: Path) -> None:
+    """Every number of the log once, and no other curve."""
+    rows = pd.read_parquet(out / "log.parquet").to_dict("records")
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in curve_points({str(key): value for key, value in row.items()}):
+            expected.setdefault(name, []).append((row["step"], value))
+    curves = [name for name in run.data.metrics if not name.startswith("system/")]
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in curves}
+    found = {name: sorted((metric.step, metric.value) for metric in metrics) for name, metrics in history.items()}
+    assert found == expected
+
+
+def test_a_server_that_goes_away_changes_no_weight_and_gets_the_rest_later(
+    server: Server, client: MlflowClient, portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path, portraits, epochs=8, checkpoint_seconds=600)
+    before = {run.info.run_id for run in runs(client)}
+
+    def new() -> list[Run]:
+        return [run for run in runs(client) if run.info.run_id not in before]
+
+    with project.started("train", tmp_path / "out") as process:
+        until(lambda: [path for path in (tmp_path / "buffer").glob("*") if "lr/rest" in path.read_text()])
+        process.send_signal(signal.SIGSTOP)  # in the middle, until the server has some of it
+        until(lambda: new() and "lr/rest" in new()[0].data.metrics)
+        server.stop()
+        process.send_signal(signal.SIGCONT)
+        said = process.communicate()[1]
+    try:
+        assert process.returncode == 0
+        (journal,) = (tmp_path / "buffer").iterdir()
+        assert said.count(f"pdnet: recording goes on in {journal}, `pdnet track sync` sends it later: ") == 1
+        assert "Traceback" not in said
+    finally:
+        server.start()
+    (run,) = new()
+    assert run.info.status == "RUNNING"
+    assert "FINISHED" in track_sync()
+    (run,) = new()
+    assert run.info.status == "FINISHED"
+    assert_holds_the_log(client, run, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "run.json")["mlflow_run_id"] == run.info.run_id
+    assert not list((tmp_path / "buffer").iterdir())
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    folders = {"videos": portraits, "images": portraits / "Stills", "init": tmp_path / "pretrain"}
+    train(**folders, out=tmp_path / "untold", config=load_config(tmp_path / "params.yaml"))
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "untold")]
+    assert weights[0] == weights[1]
+    assert len(new()) == 1
+    facts = read_json(tmp_path / "untold" / "run.json")
+    assert facts["mlflow_run_id"] is None
+    assert (facts["processes"], facts["accelerators"]) == (1, 0)
+
+
+def test_two_processes_that_are_stopped_and_go_on_give_one_run(
+    client: MlflowClient, portraits: Path, tmp_path: Path
+) -> None:
+    project = Project(tmp_path, portraits, epochs=4)
+    before = {run.info.run_id for run in runs(client)}
+
+    def new() -> list[Run]:
+        return [run for run in runs(client) if run.info.run_id not in before]
+
+    with project.started("train", tmp_path / "out", processes=2) as process:
+        project.wait_for(process, 1)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+    assert process.returncode != 0
+    assert said.count("stopped by SIGTERM") == 1
+    (run,) = new()
+    assert run.info.status == "KILLED"
+    assert not list((tmp_path / "buffer").iterdir())
+    assert "goes on after" in project.run("train", tmp_path / "out", processes=2)
+    (again,) = new()
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert_holds_the_log(client, again, tmp_path / "out")
+    facts = read_json(tmp_path / "out" / "run.json")
+    assert (facts["mlflow_run_id"], facts["processes"]) == (run.info.run_id, 2)
