@@ -9,6 +9,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -167,8 +168,9 @@ def to_yaml(config: Any) -> str:
 
 
 def config_hash(config: Any) -> str:
-    """Twelve hexadecimal digits that change with any value of the configuration."""
-    return hashlib.sha256(json.dumps(to_mapping(config), sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that change with any value of the configuration, be it as `to_mapping` gives it."""
+    content = config if isinstance(config, Mapping) else to_mapping(config)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _convert(hint: Any, value: Any, source: str, key: str) -> Any:  # noqa: PLR0912 - one branch a kind of type

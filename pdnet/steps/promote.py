@@ -23,6 +23,7 @@ from pdnet.tracking.aliases import (
     read_lock,
     refusal,
 )
+from pdnet.tracking.lineage import data_commands
 from pdnet.tracking.promotion import (
     Evidence,
     Judgement,
@@ -210,14 +211,9 @@ def _on_the_same_frames(champion: _Model, candidate: _Model, videos: Path | None
 
 
 def _how_to_bring(release: Release) -> str:
-    """The command that brings the data of a release."""
-    facts = release.facts
-    revision = facts.get("data_revision") or (None if facts["git"].get("dirty") else facts["git"].get("commit"))
-    if facts.get("data_dvc") is None:
-        return "`dvc checkout` in the revision that tracks it"
-    if revision is None:
-        return f"`pdnet data pull --md5 {facts['data_dvc']} --out DIR --remote URL`, then --videos"
-    return f"`git checkout {revision} -- data.dvc && dvc pull data.dvc`"
+    """The commands that bring the data of a release."""
+    commands = data_commands(release.facts)
+    return f"`{' && '.join(commands)}`, then --videos" if commands else "DVC does not track it"
 
 
 def _settle(

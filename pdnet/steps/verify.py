@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from pdnet.config import config_hash
 from pdnet.data.index import index_clips
 from pdnet.devices import pick_device
-from pdnet.errors import CheckpointError, DataError, VerificationError
+from pdnet.errors import CheckpointError, DataError, TrackingError, VerificationError
 from pdnet.evaluation.evaluate import OpenClip, score_clips
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER
@@ -22,9 +21,10 @@ from pdnet.inference.onnx_session import OnnxModel, OnnxSession, StreamingModel,
 from pdnet.inference.session import PortraitSession, prepare
 from pdnet.steps.lineage import data_facts
 from pdnet.tracking.lineage import ENGINE, ENGINE_PARITY, data_commands
-from pdnet.tracking.release import LINEAGE, RELEASE, Release, damage, exported_files, read_release
+from pdnet.tracking.pyfunc import RELEASE_PATH, served_digest
+from pdnet.tracking.release import LINEAGE, Release, damage, exported_files, read_release
 from pdnet.tracking.store import open_store
-from pdnet.tracking.versions import Version, download_release, find_version
+from pdnet.tracking.versions import Version, download, find_version
 from pdnet.weights import load_model, model_facts
 
 WEIGHTS = "model.safetensors"
@@ -77,17 +77,16 @@ def verify(*, version: str, videos: Path | None = None, hashes_only: bool = Fals
         TrackingError: there is no such version, or its files cannot be had.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, RELEASE)
+        model = Path(scratch, "model")
         with open_store() as store:
             found = find_version(store, version)
-            try:
-                download_release(store, found, folder)
-            except DataError:
-                if not (folder / LINEAGE).is_file():
-                    raise
-                # It cannot be read; the first check says that it is not the one that was registered.
+            download(store, found, model)
+        folder = model / RELEASE_PATH
+        if not (folder / LINEAGE).is_file():
+            raise TrackingError(f"{found.name}: holds no {RELEASE_PATH / LINEAGE}; it was not registered by pdnet")
         checks = list(_digests(found, folder))
-        if not checks[0].ok:
+        checks.append(_same("served model, tag served.sha256", found.tags.get("served.sha256"), served_digest(model)))
+        if not checks[0].ok:  # the list of the other files cannot be trusted
             raise _refused(found, checks)
         release = read_release(folder)
         stages = [_files(found, release), _contents(found, release)]
@@ -153,7 +152,7 @@ def _contents(version: Version, release: Release) -> Iterator[Check]:
     """
     facts, parity, scores = release.facts, release.parity, release.scores
     files = facts["files"]
-    yield _same("params.yaml, its hash", facts["config_hash"], _mapping_hash(release.config))
+    yield _same("params.yaml, its hash", facts["config_hash"], config_hash(release.config))
     train, export = release.step("train"), release.step("export_onnx")
     try:
         inside = model_facts(release.weights)
@@ -275,11 +274,6 @@ def _graph_facts(path: Path) -> dict[str, str]:
     except Exception:  # protobuf's own classes
         return {}
     return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def _mapping_hash(config: Mapping[str, Any]) -> str:
-    """`pdnet.config.config_hash` of plain values, whatever keys this version of pdnet has."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _same(what: str, recorded: Any, found: Any) -> Check:

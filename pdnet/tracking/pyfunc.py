@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,12 +18,16 @@ import yaml
 from PIL import Image
 
 from pdnet.errors import ExportError
+from pdnet.files import file_digest
 from pdnet.tracking.release import RELEASE
 
 #: The file that MLflow copies into the model and runs.
 SCRIPT = Path(__file__).with_name("served_model.py")
 #: What the script imports. MLflow installs these, pinned, in the environment that it serves the model in.
 LIBRARIES = ("av", "mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+
+#: Where the release is in the model's folder.
+RELEASE_PATH = Path("artifacts", RELEASE)
 
 #: Portrait from this probability on, where the release's configuration names no `evaluation.threshold`.
 _THRESHOLD = 0.5
@@ -67,6 +73,15 @@ def save_served_model(path: Path, release: Path) -> None:
         )
     _forget_folders(model, path)
     _try_example(path)
+
+
+def served_digest(model: Path) -> str:
+    """SHA-256 over all files of a model but those of the release, which lists its own."""
+    names = (path.relative_to(model) for path in model.rglob("*") if path.is_file())
+    # MLflow writes the latter beside the model where it downloads one.
+    ours = sorted(name for name in names if RELEASE_PATH not in name.parents and name.name != "registered_model_meta")
+    listing = {name.as_posix(): file_digest(model / name) for name in ours}
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
 
 
 def draw_portrait() -> bytes:

@@ -16,7 +16,7 @@ from pdnet.tracking.card import model_card
 from pdnet.tracking.config import TrackingConfig
 from pdnet.tracking.delivery import TRAINING_TAG
 from pdnet.tracking.figures import write_figures
-from pdnet.tracking.pyfunc import save_served_model
+from pdnet.tracking.pyfunc import save_served_model, served_digest
 from pdnet.tracking.record import Point, Record, StepRecord, read_record
 from pdnet.tracking.release import RELEASE, Release, present, write_release
 from pdnet.tracking.samples import write_samples
@@ -72,6 +72,7 @@ class _Files(NamedTuple):
     """What is made for the record before the store is asked for anything."""
 
     model: Path  #: the MLflow model, with the release in it
+    served: str  #: digest of the rest of it
     pictures: tuple[tuple[Path, str], ...]  #: each with its folder in the run
     card: str
 
@@ -171,7 +172,7 @@ def _write_files(
     pages = [(path, "validation") for path in sorted(folders["validate"].glob("*.html"))]
     pages += [(path, "validation/data_docs") for path in sorted(folders["validate"].glob("data_docs/*.html"))]
     pages += [(present(report / "index.html"), "report")] if report else []
-    return _Files(model, (*pictures, *pages), model_card(release, licence=licence))
+    return _Files(model, served_digest(model), (*pictures, *pages), model_card(release, licence=licence))
 
 
 def _register(store: Store, record: Record, files: _Files, tracking: TrackingConfig, *, run_name: str) -> Registration:
@@ -200,7 +201,7 @@ def _register(store: Store, record: Record, files: _Files, tracking: TrackingCon
             source=f"models:/{logged.model_id}",
             run_id=run_id,
             model_id=logged.model_id,
-            tags=record.version_tags | {IDENTITY: record.identity},
+            tags=record.version_tags | {IDENTITY: record.identity, "served.sha256": files.served},
             description=files.card,
         )
         undo.callback(_quietly, client.delete_model_version, tracking.model, version.version)

@@ -87,7 +87,7 @@ def registered_model(store: Store, model: str) -> Any:
 
 
 def download_release(store: Store, version: Version, out: Path) -> Release:
-    """Fetch the files of a version.
+    """Fetch the release of a version.
 
     Args:
         store: the registry.
@@ -98,10 +98,20 @@ def download_release(store: Store, version: Version, out: Path) -> Release:
         TrackingError: the files cannot be had.
         DataError: the version holds no release of pdnet.
     """
+    download(store, version, out, f"artifacts/{RELEASE}")
+    return read_release(out)
+
+
+def download(store: Store, version: Version, out: Path, path: str = "") -> None:
+    """Fetch the files of a version, or those in one folder of it.
+
+    Raises:
+        TrackingError: the files cannot be had.
+    """
     import mlflow.artifacts
 
     with atomic_path(out) as fresh, tempfile.TemporaryDirectory(dir=fresh.parent) as scratch:
-        uri = f"models:/{version.model}/{version.version}/artifacts/{RELEASE}"
+        uri = "/".join(["models:", version.model, version.version, path]).rstrip("/")
         try:
             place = store.client.tracking_uri
             got = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=place)
@@ -111,7 +121,6 @@ def download_release(store: Store, version: Version, out: Path) -> Release:
                 f"{version.name}: its files cannot be had, or it was not registered by pdnet ({reason})"
             ) from None
         Path(got).rename(fresh)
-    return read_release(out)
 
 
 def _version(entity: Any, aliases: dict[str, Any]) -> Version:

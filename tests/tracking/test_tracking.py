@@ -372,6 +372,7 @@ def test_versions_carry_the_facts_to_compare_them_by(registered: Registered) -> 
     version = registered.client.get_model_version("pdnet", registered.first.version)
     assert version.run_id == registered.first.run_id
     assert len(version.tags.pop("identity")) == 16
+    assert len(version.tags.pop("served.sha256")) == 64
     assert version.tags == {
         "jf_mean": "0.8600",
         "fps": "31.5",

@@ -24,12 +24,12 @@ from tiny_profile import SIZE, decided_network, tiny_config, write_params
 from pdnet import steps
 from pdnet.cli import main
 from pdnet.config import config_hash, to_mapping
-from pdnet.errors import DataError, VerificationError, TrackingError
+from pdnet.errors import DataError, TrackingError, VerificationError
 from pdnet.evaluation.scoring import summarise
 from pdnet.files import file_digest, folder_digest, read_json, write_json
 from pdnet.steps.evaluate import nested
 from pdnet.steps.lineage import RunRecord
-from pdnet.steps.verify import _mapping_hash, verify
+from pdnet.steps.verify import verify
 from pdnet.tracking import Registration, register_model
 from pdnet.tracking.store import open_store
 from pdnet.weights import load_model, model_facts, save_model
@@ -244,6 +244,18 @@ def test_missing_and_added_files_are_found(registry: Registry) -> None:
         assert refused() == ["pdnet.onnx, tag onnx.sha256", "pdnet.onnx"]
 
 
+@pytest.mark.parametrize("name", ["served_model.py", "MLmodel", "requirements.txt"])
+def test_what_is_served_is_as_it_was_registered(registry: Registry, name: str) -> None:
+    with put_back(registry) as release:
+        path = release.parents[1] / name
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        try:
+            assert refused(hashes_only=True) == ["served model, tag served.sha256"]
+        finally:
+            path.write_bytes(content)
+
+
 def flip(content: bytes, position: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
@@ -449,11 +461,13 @@ def test_versions_that_are_not_there_or_hold_no_release(registry: Registry, tmp_
         store.client.create_registered_model("bare")
         (tmp_path / "MLmodel").write_text("{}")
         store.client.create_model_version("bare", source=tmp_path.as_uri())
-    with pytest.raises(TrackingError, match="bare/1: its files cannot be had, or it was not registered by pdnet"):
+    with pytest.raises(
+        TrackingError, match=r"bare/1: holds no artifacts/release/lineage\.json; it was not registered by pdnet"
+    ):
         verify(version="bare/1")
 
 
 def test_the_hash_of_plain_values_is_that_of_the_configuration() -> None:
     config = tiny_config(seed=3)
     text = yaml.safe_dump(to_mapping(config))
-    assert _mapping_hash(yaml.safe_load(text)) == config_hash(config)
+    assert config_hash(yaml.safe_load(text)) == config_hash(config)
