@@ -6,6 +6,8 @@ export PDNET_SHARED
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Imports without bytecode take two to three times as long.
 unexport PYTHONDONTWRITEBYTECODE
+# Two processes, each with one thread for its tensors: more than that, and they wait for each other.
+TESTS := OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),2) --dist loadfile
 # Nothing phones home.
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -56,10 +58,10 @@ ablation: data ## the same recipe without IPDA; the next report compares the two
 	@python benchmarks/ablation_ipda.py
 
 test: setup ## unit, golden, contract and integration tests, and tiny end-to-end runs
-	@python -m pytest -m "not slow and not containers"
+	@$(TESTS) -m "not slow and not containers"
 
 test-all: setup ## the same with the slow ones
-	@python -m pytest -m "not containers"
+	@$(TESTS) -m "not containers"
 
 test-containers: setup ## the pipeline in containers of the real image; starts Docker where it does not run
 	@tests/containers.sh

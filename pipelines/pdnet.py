@@ -139,23 +139,24 @@ def pdnet(
         dataset = placed(data(**common, md5=data_md5, remote=data_remote, revision=data_revision), "data")
         about = common | {"md5": data_md5, "dataset": dataset.outputs["dataset"]}
         checked = placed(validate(**about), "validate")
-        pretrained = on_gpu(pretrain(**about, gpus=gpus, validation=checked.outputs["out"]), "pretrain")
-        trained = on_gpu(train(**about, gpus=gpus, nodes=nodes, init=pretrained.outputs["out"]), "train")
+        training = about | {"mlflow_uri": mlflow_uri, "gpus": gpus}
+        pretrained = on_gpu(pretrain(**training, validation=checked.outputs["out"]), "pretrain")
+        trained = on_gpu(train(**training, nodes=nodes, init=pretrained.outputs["out"]), "train")
         model = trained.outputs["out"]
         scored = on_gpu(evaluate(**about, model=model), "evaluate")
         exported = placed(export_onnx(**about, model=model, evaluation=scored.outputs["out"]), "export_onnx")
         made = {
+            "validation": checked.outputs["out"],
             "pretrain": pretrained.outputs["out"],
             "train": model,
             "evaluation": scored.outputs["out"],
             "export": exported.outputs["out"],
         }
-        made["validation"] = checked.outputs["out"]
         told = placed(report(**about, **made), "report")
         to_register = about | record | made | {"policy": promotion_policy, "report": told.outputs["out"]}
 
         def registered(**engine) -> None:
-            """Registration writes a new version each time: it is never taken from the cache."""
+            """Registration looks itself whether there is anything new: it is never taken from the cache."""
             placed(register(**to_register, **engine), "register").set_caching_options(False)
 
         with dsl.If(tensorrt == False, name="without-tensorrt"):  # noqa: E712 - a condition of the pipeline

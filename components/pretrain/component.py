@@ -12,6 +12,7 @@ def pretrain(
     code: str,
     image: str,
     workspace: str,
+    mlflow_uri: str,
     md5: str,
     gpus: int,
     dataset: Input[Dataset],
@@ -25,6 +26,7 @@ def pretrain(
         code: commit of the code.
         image: container image that the tasks run.
         workspace: folder that the tasks of a run share.
+        mlflow_uri: the tracking server, which gets the curves while it trains; empty for that of the environment.
         md5: of the data folder, as data.dvc gives it.
         gpus: processes to train in; 0 and 1 are one.
         dataset: pointer to the data.
@@ -36,7 +38,7 @@ def pretrain(
     from pdnet.container import headline, task
     from pdnet.steps import pretrain
 
-    with task("pretrain", params=params, workspace=workspace, code=code, image=image) as run:
+    with task("pretrain", params=params, workspace=workspace, code=code, image=image, mlflow_uri=mlflow_uri) as run:
         _, images = run.footage(Path(dataset.path), md5)
         run.launch(
             pretrain,

@@ -65,7 +65,9 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config, check
         saved = Checkpoints(checkpoints, determined_by, config.train.checkpoint_seconds) if checkpoints else None
         workers = config.train.workers
         learn(
-            lambda tell: loop.pretrain(task, stills, options, seed=seed, workers=workers, checkpoints=saved, tell=tell),
+            lambda on_iteration: loop.pretrain(
+                task, stills, options, seed=seed, workers=workers, checkpoints=saved, on_iteration=on_iteration
+            ),
             network=network,
             out=out,
             record=record,

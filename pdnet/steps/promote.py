@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 from pdnet.config import Config, load_yaml
 from pdnet.errors import ConfigError, DataError, PromotionError, TrackingError
+from pdnet.evaluation.config import ScoringProtocol
 from pdnet.evaluation.scoring import summarise
 from pdnet.steps.lineage import data_facts
 from pdnet.steps.rescore import rescore
 from pdnet.tracking.aliases import (
     CHAMPION,
+    PROMOTION,
     carry_out,
     current_aliases,
     finish_interrupted,
@@ -61,11 +63,12 @@ def promote(
     Args:
         candidate: number of the version; without it the one with the alias `candidate`.
         policy: YAML file that says what the champion has to reach.
-        videos: data set in the MVPS layout, on which a champion that was scored on other data is scored again;
-            without it that of the parameters.
+        videos: data set in the MVPS layout, on which a version that was scored on other data than those of the
+            judgement is scored again; without it that of the parameters.
         dry_run: judge alone; no alias, tag or entry of the log is touched.
         require_approval: wait, after a good judgement, until a person sets the tag `approval` of the version to
-            `approved` or `rejected`; an older tag counts where it names the champion, as in `approved over 3`.
+            `approved` or `rejected`; an older tag counts where it names the champion, as in `approved over 3` or
+            `rejected over 3`.
         config: `tracking`, `data.videos`, `device`.
 
     Returns:
@@ -80,31 +83,35 @@ def promote(
     if candidate and not candidate.isdecimal():
         raise ConfigError(f"--candidate {candidate}: expected the number of a version, such as 3")
     tracking = config.tracking
+    with tempfile.TemporaryDirectory() as scratch:
+        with open_store() as store:
+            if not dry_run:
+                finish_interrupted(store, tracking)
+            elif (holder := read_lock(store, tracking)) is not None:
+                logger.warning("%s moves the aliases of %s, or was interrupted in it", holder.by, tracking.model)
+            name = f"{tracking.model}/{candidate}" if candidate else f"{tracking.model}@candidate"
+            version = find_version(store, name)
+            if CHAMPION in version.aliases:
+                return f"{tracking.model} version {version.version} is the champion already"
+            fetched = _fetch_both(store, version, Path(scratch))
+        case = _judge(*fetched, rules, videos or Path(config.data.videos), config)
+    judgement, table = case.judgement, format_table(tracking.model, case.judgement)
+    if dry_run:
+        if not judgement.promoted:
+            raise PromotionError(_refused(version, judgement), table=table)
+        return f"{table}\n\nnothing was changed (--dry-run)"
+    approval = ""
+    if judgement.promoted and (require_approval or rules.require_approval):
+        logger.info("the judgement:\n%s", table)
+        approval = _wait_for_approval(version, judgement.champion)
     with open_store() as store:
-        if not dry_run:
-            finish_interrupted(store, tracking)
-        elif (holder := read_lock(store, tracking)) is not None:
-            logger.warning("%s moves the aliases of %s, or was interrupted in it", holder.by, tracking.model)
-        version = find_version(store, f"{tracking.model}/{candidate}" if candidate else f"{tracking.model}@candidate")
-        if CHAMPION in version.aliases:
-            return f"{tracking.model} version {version.version} is the champion already"
-        case = _judge(store, version, rules, videos or Path(config.data.videos), config)
-        judgement, table = case.judgement, format_table(tracking.model, case.judgement)
-        if dry_run:
-            if not judgement.promoted:
-                raise PromotionError(_refused(version, judgement), table=table)
-            return f"{table}\n\nnothing was changed (--dry-run)"
-        approval = ""
-        if judgement.promoted and (require_approval or rules.require_approval):
-            logger.info("the judgement:\n%s", table)
-            approval = _wait_for_approval(store, version, judgement.champion)
         if approval.startswith("rejected"):
             reasons = (f"rejected by a person: the tag {APPROVAL} is '{approval}'",)
             _settle(store, case, config, reasons, promoted=False, approval=approval)
             raise PromotionError(f"{version.name} is refused: {reasons[0]}", table=table)
         _settle(store, case, config, judgement.reasons, promoted=judgement.promoted, approval=approval, table=table)
-        if not judgement.promoted:
-            raise PromotionError(_refused(version, judgement), table=table)
+    if not judgement.promoted:
+        raise PromotionError(_refused(version, judgement), table=table)
     before = f", version {judgement.champion} is previous" if judgement.champion else ""
     return f"{table}\n\n{tracking.model} version {version.version} is the champion{before}"
 
@@ -115,24 +122,30 @@ def judge_and_promote(*, version: str, policy: PromotionPolicy, videos: Path | N
     Args:
         version: number of the candidate.
         policy: what it has to reach. Where that requires a person's approval, the version stays as it is.
-        videos: data set on which a champion that was scored on other data is scored again; without it the candidate
-            is refused then.
+        videos: data set on which a version that was scored on other data than those of the judgement is scored again;
+            without it the candidate is refused then.
         config: `tracking`, `device`.
 
     Raises:
         TrackingError: the store does not answer or refuses.
     """
     tracking = config.tracking
+    with tempfile.TemporaryDirectory() as scratch:
+        with open_store() as store:
+            finish_interrupted(store, tracking)
+            candidate = find_version(store, f"{tracking.model}/{version}")
+            if CHAMPION in candidate.aliases:
+                return Verdict(False, (f"version {version} is the champion already",), version)
+            if candidate.tags.get(PROMOTION, "").startswith("rolled back"):
+                reason = f"it was rolled back; a person may decide otherwise: pdnet promote --candidate {version}"
+                return Verdict(False, (reason,), current_aliases(store, tracking.model).get(CHAMPION))
+            fetched = _fetch_both(store, candidate, Path(scratch))
+        case = _judge(*fetched, policy, videos, config)
+    promoted, reasons, champion = case.judgement.promoted, case.judgement.reasons, case.judgement.champion
+    if promoted and policy.require_approval:
+        words = f"a person has to agree: pdnet promote --candidate {version}"
+        return Verdict(False, (*reasons, words), champion)
     with open_store() as store:
-        finish_interrupted(store, tracking)
-        candidate = find_version(store, f"{tracking.model}/{version}")
-        if CHAMPION in candidate.aliases:
-            return Verdict(False, (f"version {version} is the champion already",), version)
-        case = _judge(store, candidate, policy, videos, config)
-        promoted, reasons, champion = case.judgement.promoted, case.judgement.reasons, case.judgement.champion
-        if promoted and policy.require_approval:
-            words = f"a person has to agree: pdnet promote --candidate {version}"
-            return Verdict(False, (*reasons, words), champion)
         try:
             _settle(store, case, config, reasons, promoted=promoted)
         except PromotionError as error:  # another process was faster
@@ -151,63 +164,95 @@ class _Case(NamedTuple):
     data: str
 
 
-class _Model(NamedTuple):
-    """A version with its files; None where they cannot be read, which the evidence says."""
+class _Fetched(NamedTuple):
+    """A version with its files; where they cannot be had, why."""
 
-    evidence: Evidence
+    version: Version
     release: Release | None
+    trouble: str = ""
 
 
-def _judge(store: Store, version: Version, policy: PromotionPolicy, videos: Path | None, config: Config) -> _Case:
-    """Fetch candidate and champion, score the champion again where that is needed, and judge."""
+class _Ground(NamedTuple):
+    """What all are judged on: a version of the data, which of its frames, and under which protocol."""
 
-    def fetch(which: Version) -> _Model:
+    data: str
+    resolution: str
+    protocol: ScoringProtocol
+    bring: str
+
+
+def _fetch_both(store: Store, version: Version, folder: Path) -> tuple[_Fetched, _Fetched | None]:
+    """The files of the candidate, and of the champion where there is one."""
+
+    def fetch(which: Version) -> _Fetched:
         try:
-            release = download_release(store, which, Path(scratch, which.version))
-            return _Model(read_evidence(which, release), release)
+            return _Fetched(which, download_release(store, which, folder / which.version))
         except (DataError, TrackingError) as error:
-            return _Model(Evidence(which.version, damage=(str(error),)), None)
+            return _Fetched(which, None, str(error))
 
-    holder = current_aliases(store, version.model).get(CHAMPION)
-    with tempfile.TemporaryDirectory() as scratch:
-        candidate, theirs = fetch(version), None
-        if holder is not None:
-            champion = fetch(find_version(store, f"{version.model}/{holder}"))
-            theirs = champion.evidence
-            if not candidate.evidence.damage and not theirs.damage:
-                theirs = _on_the_same_frames(champion, candidate, videos, config.device)
-    return _Case(version, judge(candidate.evidence, theirs, policy), policy, candidate.evidence.data)
+    champion = current_aliases(store, version.model).get(CHAMPION)
+    theirs = None if champion is None else fetch(find_version(store, f"{version.model}/{champion}"))
+    return fetch(version), theirs
 
 
-def _on_the_same_frames(champion: _Model, candidate: _Model, videos: Path | None, device: str) -> Evidence:
-    """The champion's evidence on the frames that the candidate was scored on, under the candidate's protocol."""
-    assert champion.release is not None
-    assert candidate.release is not None
-    theirs, ours = champion.evidence, candidate.evidence
-    stored, wanted = champion.release.config, candidate.release.config
-    protocol, resolution = wanted["evaluation"]["protocol"], wanted["data"]["resolution"]
-    if theirs.data == ours.data and stored["data"]["resolution"] == resolution:
-        if stored["evaluation"]["protocol"] == protocol:
-            return theirs
-        return dataclasses.replace(theirs, clips=clip_scores(summarise(champion.release.frames(), protocol).clips))
+def _judge(
+    candidate: _Fetched, champion: _Fetched | None, policy: PromotionPolicy, videos: Path | None, config: Config
+) -> _Case:
+    """Score again who was not scored on the ground of the judgement, and judge. No store is open: this may take long,
+    and its errors are not the store's.
+    """
+    ours, theirs = _evidence(candidate), None if champion is None else _evidence(champion)
+    data = policy.data_md5 or ours.data
+    if not ours.damage and not (theirs and theirs.damage):
+        assert candidate.release is not None
+        wanted = candidate.release.config
+        sources = [(ours, candidate)] if theirs is None or champion is None else [(ours, candidate), (theirs, champion)]
+        bring = next((_how_to_bring(each.release) for held, each in sources if held.data == data and each.release), "")
+        ground = _Ground(data, wanted["data"]["resolution"], wanted["evaluation"]["protocol"], bring)
+        ours = _on_the_ground(candidate, ours, ground, videos, config.device)
+        if theirs is not None and champion is not None:
+            theirs = _on_the_ground(champion, theirs, ground, videos, config.device)
+    return _Case(candidate.version, judge(ours, theirs, policy), policy, data)
+
+
+def _evidence(fetched: _Fetched) -> Evidence:
+    """What a version shows as it is; what cannot be read is damage."""
+    if fetched.release is None:
+        return Evidence(fetched.version.version, damage=(fetched.trouble,))
+    try:
+        return read_evidence(fetched.version, fetched.release)
+    except DataError as error:
+        return Evidence(fetched.version.version, damage=(str(error),))
+
+
+def _on_the_ground(
+    fetched: _Fetched, evidence: Evidence, ground: _Ground, videos: Path | None, device: str
+) -> Evidence:
+    """The evidence of a version on what the judgement is made on."""
+    release = fetched.release
+    assert release is not None
+    stored = release.config
+    if evidence.data == ground.data and stored["data"]["resolution"] == ground.resolution:
+        if stored["evaluation"]["protocol"] == ground.protocol:
+            return evidence
+        return dataclasses.replace(evidence, clips=clip_scores(summarise(release.frames(), ground.protocol).clips))
     found = data_facts(videos)["md5"] if videos and videos.is_dir() else None
-    if videos is None or found != ours.data:
+    if videos is None or found != ground.data:
         where = f"{videos} holds {found or 'nothing'}" if videos else "no data were given"
         missing = (
-            f"version {theirs.version}, the champion, was scored on data version {theirs.data}, this one on "
-            f"{ours.data}; to score the champion again, bring the latter ({where}): "
-            f"{_how_to_bring(candidate.release)}"
+            f"version {evidence.version} was scored on data version {evidence.data}, the judgement is on "
+            f"{ground.data}; to score it again, bring the latter ({where})"
         )
-        return dataclasses.replace(theirs, clips=None, missing=missing)
+        return dataclasses.replace(evidence, clips=None, missing=f"{missing}: {ground.bring}".removesuffix(": "))
     clips = rescore(
-        champion.release,
+        release,
         videos,
-        resolution=resolution,
-        protocol=protocol,
+        resolution=ground.resolution,
+        protocol=ground.protocol,
         device=device,
-        label=f"score version {theirs.version} on the data of version {ours.version}",
+        label=f"score version {evidence.version} on data version {ground.data[:8]}",
     )
-    return dataclasses.replace(theirs, clips=clip_scores(clips), data=ours.data, scored_again=True)
+    return dataclasses.replace(evidence, clips=clip_scores(clips), data=ground.data, scored_again=True)
 
 
 def _how_to_bring(release: Release) -> str:
@@ -252,27 +297,36 @@ def _refused(version: Version, judgement: Judgement) -> str:
     return f"{version.name} is refused: {'; '.join(judgement.reasons)}"
 
 
-def _wait_for_approval(store: Store, version: Version, champion: str | None) -> str:
+def _wait_for_approval(version: Version, champion: str | None) -> str:
     """The tag with which a person agreed or did not, once it is there.
 
     MLflow does not say when a tag was set. One that stood there before the judgement may be about another one, so it
     counts only where it names the champion that this judgement is against.
     """
-    over = f"approved over {champion or 'none'}"
-    before = find_version(store, version.name).tags.get(APPROVAL)
-    page = (
-        f"{store.uri if store.uri.startswith('http') else 'http://127.0.0.1:5000'}/#/models/{version.model}/versions/"
-    )
-    choice = f"'{over}' or 'rejected'"
-    if before not in (None, over):
+    words = ("approved", "rejected")
+    named = tuple(f"{word} over {champion or 'none'}" for word in words)
+    uri, before = _approval(version)
+    if before in named:
+        return before
+    if before:
         logger.info("the tag %s was '%s' before this judgement and does not count", APPROVAL, before)
-    elif before is None:
-        choice = "'approved' or 'rejected'"
-    if before != over:
-        logger.info("waits for a person: on %s%s set the tag %s to %s", page, version.version, APPROVAL, choice)
+    page = f"{uri if uri.startswith('http') else 'http://127.0.0.1:5000'}/#/models/{version.model}/versions/"
+    choice = " or ".join(f"'{each}'" for each in (named if before else words))
+    logger.info("waits for a person: on %s%s set the tag %s to %s", page, version.version, APPROVAL, choice)
+    told = False
     while True:
-        tag = find_version(store, version.name).tags.get(APPROVAL)
-        word = (tag or "").strip().lower()
-        if word == over or (tag != before and word in ("approved", "rejected")):
+        try:
+            _, word = _approval(version)
+        except TrackingError as error:  # a server that is started again; people take longer than that
+            if not told:
+                logger.warning("%s; goes on waiting", error)
+            told, word = True, before
+        if word in named or (word != before and word in words):
             return word
         time.sleep(POLL)
+
+
+def _approval(version: Version) -> tuple[str, str]:
+    """Where the store is, and what the tag says: in lower case; empty where there is none."""
+    with open_store() as store:
+        return store.uri, find_version(store, version.name).tags.get(APPROVAL, "").strip().lower()

@@ -11,6 +11,7 @@ from pdnet.files import atomic_folder, write_json
 from pdnet.steps.lineage import RunRecord
 from pdnet.steps.promote import judge_and_promote
 from pdnet.tracking import PromotionPolicy, register_model
+from pdnet.tracking.delivery import send_leftovers
 
 logger = logging.getLogger("pdnet.steps.register")
 
@@ -53,6 +54,7 @@ def register(
         ExportError: an exported file is not the one that was compared with the network.
         ConfigError: the policy is missing or damaged.
     """
+    send_leftovers()  # what a training could not say while it ran, before its run is completed from the log
     rules = load_yaml(PromotionPolicy, policy, what="a promotion policy") if policy else None
     record = RunRecord("register", config, parents=(export, tensorrt) if tensorrt else (export,))
     with atomic_folder(out) as folder:

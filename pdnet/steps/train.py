@@ -61,7 +61,9 @@ def train(
         determined_by |= {"data": facts["data"], "model": config.model, "losses": config.losses, "train": options}
         saved = Checkpoints(checkpoints, determined_by, options.checkpoint_seconds) if checkpoints else None
         learn(
-            lambda tell: loop.train(task, pairs, stills, options, seed=seed, checkpoints=saved, tell=tell),
+            lambda on_iteration: loop.train(
+                task, pairs, stills, options, seed=seed, checkpoints=saved, on_iteration=on_iteration
+            ),
             network=network,
             out=out,
             record=record,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from pdnet.steps.lineage import RunRecord
 from pdnet.tracking.live import live_run
 from pdnet.training.checkpoint import Checkpoints, StoppedError
 from pdnet.training.distributed import is_main, processes
-from pdnet.training.loop import Tell, nobody
+from pdnet.training.loop import OnIteration, ignore
 from pdnet.weights import save_model
 
 
 def learn(
-    loop: Callable[[Tell], pd.DataFrame],
+    loop: Callable[[OnIteration], pd.DataFrame],
     *,
     network: PDNet,
     out: Path,
@@ -35,8 +36,11 @@ def learn(
 ) -> None:
     """Train, and write the result; of several processes, the first one writes and records.
 
+    The time on record is that of the whole training, where it went on from a checkpoint too; without the time between
+    two processes.
+
     Args:
-        loop: trains the network, telling of each iteration, and returns the log.
+        loop: trains the network, calling what it is given with each row of the log, and returns the log.
         network: what `loop` trains.
         out: folder for model.safetensors, log.parquet, run.json.
         record: of the step.
@@ -47,7 +51,7 @@ def learn(
         experiment: name of the MLflow experiment.
     """
     if not is_main():
-        loop(nobody)
+        loop(ignore)
         return
     tags = {"config.hash": record.facts["config_hash"], "git.commit": record.facts["git_commit"]}
     recorded = live_run(
@@ -57,11 +61,11 @@ def learn(
         training=lambda: checkpoints.training if checkpoints else uuid.uuid4().hex,
         stops=(KeyboardInterrupt, StoppedError),
     )
-    with atomic_folder(out) as folder, recorded as live:
+    with recorded as live, atomic_folder(out) as folder:  # FINISHED is what has its result in place
         log = loop(live.append)
         save_model(folder / "model.safetensors", network, facts)
         log.to_parquet(folder / "log.parquet", index=False)
-        seconds = record.seconds
+        seconds = max([record.seconds, *(round(float(each), 1) for each in log["seconds"].tail(1))])
         record.write(
             folder,
             device=device_name(device),
@@ -69,8 +73,9 @@ def learn(
             processes=processes(),
             accelerators=processes() if device.type == "cuda" else 0,
             steps=len(log),
+            started=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
             seconds=seconds,
-            mlflow_run_id=live.finish("FINISHED"),
+            mlflow_run_id=live.wait_for_run(),
             training=live.training,
         )
     if checkpoints is not None:

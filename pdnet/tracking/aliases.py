@@ -5,27 +5,32 @@ nothing, but it makes a registered model of a name once; so the lock is a regist
 with the intent in its tags. Whoever made it
 
 1. looks whether the aliases still are those that were judged; if not, nothing is done,
-2. writes the entry of the log,
-3. moves the aliases, `previous` before `champion`: a model in use never lacks its champion, and the one before it is
-   never out of reach,
-4. says on the version what became of it, and
+2. says on the model that this intent is begun, by its digest, and writes the entry of the log,
+3. moves the aliases: a promotion sets `previous` before `champion`, a rollback `champion` before `previous`. Either
+   way the model never lacks its champion, and the version to go back to is never out of reach,
+4. says on the version what became of it, on the model that the intent is done, and
 5. removes the lock.
 
 Whoever is killed in between leaves the lock. The next who wants it finishes the intent first: every call of it may be
 made twice. A lock is left behind when its holder says so, when its process is gone (on this host), or after a lease
 of 60 seconds; while it is held, others wait.
 
+On a server with accounts anybody may make a registered model of the lock's name, with any intent in it, one copied from
+the log too. So an intent is finished only where the model itself says that it is begun, which takes the right to change
+the model, as moving an alias does. Until then nothing has been moved or logged, and the lock is merely removed.
+
 What remains possible, as no call can be made to depend on the lock: a holder that sleeps for longer than the lease
 between looking whether the lock is still its own and the call after that, makes this one call late, over what others
 did since. The same holds for a call that hangs in the network for that long, and for hosts whose clocks differ by more
 than the lease. Aliases that people move by hand in MLflow's page are respected, not guarded: an interrupted intent that
-finds another champion is dropped, and its entry stays in the log where it had been written.
+finds another champion is dropped; where its entry had been written, another one says so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import json
 import logging
 import os
@@ -52,6 +57,8 @@ CHAMPION, PREVIOUS = "champion", "previous"
 PROMOTION = "promotion"
 #: The tag of the registered model that names the run with the log, and the folder in that run.
 LOG_RUN, LOG_FOLDER = "promotions.run_id", "promotions"
+#: The tag of the registered model that says how far the last intent is: a word, then the digest of the intent.
+STATE = "promotions.intent"
 
 #: Longest a lock is respected, seconds: some ten calls take one or two.
 LEASE = 60.0
@@ -61,6 +68,7 @@ POLL = 0.5
 SETTLE = 1.0
 
 _LOCK, _INTENT = "lock", "intent"
+_BEGUN, _DONE, _DROPPED = "begun", "done", "dropped"
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +93,11 @@ class Intent:
     expected: dict[str, str | None]
     aliases: dict[str, str | None]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Lock:
@@ -93,7 +106,7 @@ class Lock:
     Attributes:
         nonce: of this holding.
         by: a person, `user@host`.
-        host: name of the machine.
+        host: the machine, as `this_host` names it.
         pid: process there.
         since: seconds since 1970.
         abandoned: whether the holder failed, and said so.
@@ -109,9 +122,9 @@ class Lock:
     @property
     def is_left_behind(self) -> bool:
         """Whether nobody will go on with it."""
-        if self.abandoned or time.time() - self.since > LEASE:
+        if self.abandoned or abs(time.time() - self.since) > LEASE:  # of the future: nobody holds one for ever
             return True
-        return self.host == socket.gethostname() and not _is_running(self.pid)
+        return self.host == this_host() and not _is_running(self.pid)
 
 
 def current_aliases(store: Store, model: str) -> dict[str, str]:
@@ -179,7 +192,7 @@ def line_of_champions(log: Sequence[Mapping[str, Any]]) -> list[str]:
     starts anew.
     """
     line: list[str] = []
-    for entry in log:
+    for entry in in_force(log):
         if entry["outcome"] == "promoted":
             if entry["from"] is None or line[-1:] != [entry["from"]]:
                 line = [entry["from"]] if entry["from"] else []
@@ -191,6 +204,12 @@ def line_of_champions(log: Sequence[Mapping[str, Any]]) -> list[str]:
     return line
 
 
+def in_force(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of what was carried out: without those that were dropped, and without the entries that say so."""
+    dropped = {entry["dropped"] for entry in log if entry["outcome"] == _DROPPED}
+    return [entry for entry in log if entry["outcome"] != _DROPPED and entry.get("file") not in dropped]
+
+
 def carry_out(store: Store, tracking: TrackingConfig, intent: Intent) -> None:
     """Take the lock, do what the intent says, and release the lock.
 
@@ -200,7 +219,7 @@ def carry_out(store: Store, tracking: TrackingConfig, intent: Intent) -> None:
         TrackingError: the store does not answer or refuses; the next call finishes what was begun.
     """
     nonce = _take(store, tracking, intent)
-    with _abandoned_on_failure(store, tracking, nonce):
+    with _given_up_on_failure(store, tracking, nonce, intent):
         found = current_aliases(store, tracking.model)
         if any(found.get(alias) != version for alias, version in intent.expected.items()):
             _release(store, tracking, nonce)
@@ -209,17 +228,25 @@ def carry_out(store: Store, tracking: TrackingConfig, intent: Intent) -> None:
         _release(store, tracking, nonce)
 
 
-def finish_interrupted(store: Store, tracking: TrackingConfig) -> None:
-    """Finish what somebody began and did not end; wait for somebody who is at it."""
-    told = False
+def finish_interrupted(store: Store, tracking: TrackingConfig) -> Intent | None:
+    """Finish what somebody began and did not end; wait for somebody who is at it.
+
+    Returns:
+        What was finished here; None where there was nothing, or somebody else did it.
+
+    Raises:
+        TrackingError: this account has no right to the lock that somebody left.
+    """
+    told, finished = False, None
     while (found := read_lock(store, tracking)) is not None:
         if found.is_left_behind:
-            _take_over(store, tracking, found)
+            finished = _take_over(store, tracking, found) or finished
             continue
         if not told:
             logger.info("waits for %s (process %d), who moves the aliases of %s", found.by, found.pid, tracking.model)
             told = True
         time.sleep(POLL)
+    return finished
 
 
 def read_lock(store: Store, tracking: TrackingConfig) -> Lock | None:
@@ -236,8 +263,9 @@ def lock_name(model: str) -> str:
 def read_log(store: Store, model: str) -> list[dict[str, Any]]:
     """The entries of the log, oldest first: who, when, from which version to which, and why.
 
-    Each has `outcome` (`promoted`, `refused`, `rolled back`), `model`, `version`, `from`, `to`, `by`, `at`, `pdnet`,
-    `text`; but for a rollback also `policy`, `rows`, `figures`, `reasons`, `data`, `approval`.
+    Each has `outcome` (`promoted`, `refused`, `rolled back`, `dropped`), `model`, `version`, `from`, `to`, `by`, `at`,
+    `pdnet`, `text`, and `file`, its own name; promotions and refusals also `policy`, `rows`, `figures`, `reasons`,
+    `data`, `approval`; a dropped one `dropped`, the file of the entry that was not carried out.
     """
     entity = registered_model(store, model)
     run_id = None if entity is None else entity.tags.get(LOG_RUN)
@@ -250,7 +278,7 @@ def read_log(store: Store, model: str) -> list[dict[str, Any]]:
         folder = Path(store.client.download_artifacts(run_id, LOG_FOLDER, scratch))
         for path in sorted(folder.glob("*.json")):
             try:
-                entries.append(json.loads(path.read_text(encoding="utf-8")))
+                entries.append(json.loads(path.read_text(encoding="utf-8")) | {"file": path.name})
             except ValueError:  # a store that writes in pieces; the lock still has the intent
                 logger.warning("warning: the promotion log of %s: %s is half written", model, path.name)
     return entries
@@ -262,6 +290,14 @@ def whoami() -> str:
     with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
         user = user or getpass.getuser()
     return f"{user or os.getuid()}@{socket.gethostname()}"
+
+
+def this_host() -> str:
+    """The machine, and the process numbers that hold there: containers may share the one and not the other."""
+    try:
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # not Linux
+        return socket.gethostname()
 
 
 def _intent(  # noqa: PLR0917 - the words of one sentence
@@ -281,7 +317,10 @@ def _intent(  # noqa: PLR0917 - the words of one sentence
 
 
 def _execute(store: Store, tracking: TrackingConfig, intent: Intent, nonce: str) -> None:
-    """What an intent says; made to be done twice, in part or in whole."""
+    """What an intent says; made to be done twice, in part or in whole.
+
+    Whoever has no right to the model, or to the log, is told so before anything is moved or logged.
+    """
     client, model = store.client, tracking.model
 
     def fence() -> None:
@@ -292,7 +331,14 @@ def _execute(store: Store, tracking: TrackingConfig, intent: Intent, nonce: str)
 
     run_id = _log_run(store, tracking)
     fence()
-    client.log_text(run_id, json.dumps(intent.entry, indent=1) + "\n", f"{LOG_FOLDER}/{intent.file}")
+    _say(store, tracking, intent, _BEGUN)
+    fence()
+    try:
+        client.log_text(run_id, json.dumps(intent.entry, indent=1) + "\n", f"{LOG_FOLDER}/{intent.file}")
+    except Exception as error:
+        if _is_denied(error):  # else the entry may have been written
+            _say(store, tracking, intent, _DROPPED)
+        raise
     for alias, version in intent.aliases.items():
         fence()
         if version is None:
@@ -301,6 +347,20 @@ def _execute(store: Store, tracking: TrackingConfig, intent: Intent, nonce: str)
             client.set_registered_model_alias(model, alias, version)
     fence()
     client.set_model_version_tag(model, intent.version, PROMOTION, intent.text)
+    fence()
+    _say(store, tracking, intent, _DONE)
+
+
+def _say(store: Store, tracking: TrackingConfig, intent: Intent, state: str) -> None:
+    """Say on the registered model how far an intent is."""
+    store.client.set_registered_model_tag(tracking.model, STATE, f"{state} {intent.digest}")
+
+
+def _state(store: Store, tracking: TrackingConfig, digest: str) -> str:
+    """How far an intent is, as the registered model says; empty where it was not begun."""
+    entity = registered_model(store, tracking.model)
+    state, _, of = ("" if entity is None else entity.tags.get(STATE, "")).partition(" ")
+    return state if of == digest else ""
 
 
 def _read_lock(store: Store, tracking: TrackingConfig) -> tuple[Lock, dict[str, Any]] | None:
@@ -340,39 +400,81 @@ def _take(store: Store, tracking: TrackingConfig, intent: Intent) -> str:
         return lock.nonce
 
 
-def _take_over(store: Store, tracking: TrackingConfig, left: Lock) -> None:
+def _take_over(store: Store, tracking: TrackingConfig, left: Lock) -> Intent | None:
     """Become the holder of a lock that was left behind, finish its intent, and release it.
 
     Several may try at once: each writes its name, and after a pause the last one's stands (Fischer's algorithm).
+
+    Returns:
+        The intent that was finished; None where it was dropped, or where somebody else is at it.
     """
     from mlflow.exceptions import MlflowException
 
-    ours = _new_lock()
+    name, ours = lock_name(tracking.model), _new_lock()
     try:
-        store.client.set_registered_model_tag(lock_name(tracking.model), _LOCK, json.dumps(asdict(ours)))
+        store.client.set_registered_model_tag(name, _LOCK, json.dumps(asdict(ours)))
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # somebody else has finished it
-            return
-        raise
+            return None
+        if not _is_denied(error):
+            raise
+        raise TrackingError(
+            f"MLflow at {store.uri}: {left.by} left the lock of {tracking.model}'s aliases, which this account may not "
+            f"remove; they, or an administrator, have to run the command, or to delete the registered model '{name}'"
+        ) from None
     time.sleep(SETTLE)
     found = _read_lock(store, tracking)
     if found is None or found[0].nonce != ours.nonce:
-        return
-    with _abandoned_on_failure(store, tracking, ours.nonce):
-        intent = Intent(**found[1])
-        began = datetime.fromtimestamp(left.since, UTC)
-        what = f"{intent.entry['outcome']} version {intent.version} of {tracking.model}"
-        aliases = current_aliases(store, tracking.model)
-        needed = {intent.version, *intent.aliases.values()} - {None}
-        gone = needed - known_versions(store, tracking.model)
-        if not gone and all(aliases.get(alias) in _on_the_way(intent, alias) for alias in intent.expected):
-            _execute(store, tracking, intent, ours.nonce)
-            logger.info("finished what %s was interrupted in at %s: %s", left.by, f"{began:%F %T} UTC", what)
-        else:
-            holder = aliases.get(CHAMPION)
-            why = f"version {gone.pop()} was deleted" if gone else f"the champion is version {holder} by now"
-            logger.warning("dropped what %s was interrupted in at %s: %s; %s", left.by, f"{began:%F %T} UTC", what, why)
+        return None
+    since = f"{datetime.fromtimestamp(left.since, UTC):%F %T} UTC"
+    intent = _known_intent(found[1])
+    state = "" if intent is None else _state(store, tracking, intent.digest)
+    if intent is None or state not in (_BEGUN, _DONE):
+        logger.warning("removed the lock that %s left at %s; nothing had been done", left.by, since)
         _release(store, tracking, ours.nonce)
+        return None
+    with _given_up_on_failure(store, tracking, ours.nonce, intent):
+        what = f"{intent.entry['outcome']} version {intent.version} of {tracking.model}"
+        why = "" if state == _DONE else _obstacle(store, tracking, intent)
+        if why:
+            _drop(store, tracking, intent, why)
+            logger.warning("dropped what %s was interrupted in at %s: %s; %s", left.by, since, what, why)
+        else:
+            if state == _BEGUN:
+                _execute(store, tracking, intent, ours.nonce)
+            logger.info("finished what %s was interrupted in at %s: %s", left.by, since, what)
+        _release(store, tracking, ours.nonce)
+    return None if why else intent
+
+
+def _known_intent(facts: Any) -> Intent | None:
+    """The intent in a lock; None where it is nothing of the kind."""
+    try:
+        return Intent(**facts)
+    except TypeError:
+        return None
+
+
+def _obstacle(store: Store, tracking: TrackingConfig, intent: Intent) -> str:
+    """Why an intent that was begun cannot be finished; empty where it can."""
+    aliases = current_aliases(store, tracking.model)
+    if gone := {intent.version, *intent.aliases.values()} - {None} - known_versions(store, tracking.model):
+        return f"version {gone.pop()} was deleted"
+    if all(aliases.get(alias) in _on_the_way(intent, alias) for alias in intent.expected):
+        return ""
+    holder = aliases.get(CHAMPION)
+    return f"the champion is version {holder} by now"
+
+
+def _drop(store: Store, tracking: TrackingConfig, intent: Intent, why: str) -> None:
+    """Say that an intent is not carried out: in the log, where its entry is there already, and on the model."""
+    if any(entry["file"] == intent.file for entry in read_log(store, tracking.model)):
+        champion = current_aliases(store, tracking.model).get(CHAMPION)
+        facts = {"dropped": intent.file}
+        note = _intent(_DROPPED, tracking.model, intent.version, (champion, champion), why, facts)
+        text = json.dumps(note.entry, indent=1) + "\n"
+        store.client.log_text(_log_run(store, tracking), text, f"{LOG_FOLDER}/{note.file}")
+    _say(store, tracking, intent, _DROPPED)
 
 
 def _on_the_way(intent: Intent, alias: str) -> tuple[str | None, ...]:
@@ -388,28 +490,37 @@ def _release(store: Store, tracking: TrackingConfig, nonce: str) -> None:
 
 
 @contextlib.contextmanager
-def _abandoned_on_failure(store: Store, tracking: TrackingConfig, nonce: str) -> Iterator[None]:
-    """Say on the lock that nobody goes on with it, so that the next one need not wait for the end of the lease."""
+def _given_up_on_failure(store: Store, tracking: TrackingConfig, nonce: str, intent: Intent) -> Iterator[None]:
+    """Remove the lock where nothing was begun; else say on it that the next one need not wait for the lease's end."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(Exception):
             holder = read_lock(store, tracking)
             if holder is not None and holder.nonce == nonce:
-                given_up = json.dumps(asdict(holder) | {"abandoned": True})
-                store.client.set_registered_model_tag(lock_name(tracking.model), _LOCK, given_up)
+                if _state(store, tracking, intent.digest) in (_BEGUN, _DONE):
+                    given_up = json.dumps(asdict(holder) | {"abandoned": True})
+                    store.client.set_registered_model_tag(lock_name(tracking.model), _LOCK, given_up)
+                else:
+                    store.client.delete_registered_model(lock_name(tracking.model))
         raise
 
 
+def _is_denied(error: Exception) -> bool:
+    """Whether a server refused for lack of rights; a call for files says that otherwise than the others."""
+    response = getattr(error, "response", None)
+    return getattr(error, "error_code", "") == "PERMISSION_DENIED" or getattr(response, "status_code", 0) == 403
+
+
 def _new_lock() -> Lock:
-    return Lock(uuid.uuid4().hex, whoami(), socket.gethostname(), os.getpid(), time.time())
+    return Lock(uuid.uuid4().hex, whoami(), this_host(), os.getpid(), time.time())
 
 
 def _changed(store: Store, tracking: TrackingConfig, found: Mapping[str, str], intent: Intent) -> str:
     """Which alias is not as it was judged, and who moved it."""
     alias = next(alias for alias, version in intent.expected.items() if found.get(alias) != version)
     version, before = found.get(alias), intent.expected[alias]
-    moves = [entry for entry in read_log(store, tracking.model) if entry["to"] != entry["from"]]
+    moves = [entry for entry in in_force(read_log(store, tracking.model)) if entry["to"] != entry["from"]]
     known = bool(moves) and alias == CHAMPION and moves[-1]["to"] == version
     who = f"by {moves[-1]['by']} at {moves[-1]['at']}" if known else "by hand"
     if version is None:

@@ -26,7 +26,7 @@ def model_card(release: Release, *, licence: str) -> str:
     scores, config = release.scores, release.config
     speed = scores["speed"]
     lines = [
-        f"**J&F {_percent(scores['jf_mean'])}**{_interval(scores)} on {scores.get('clips')} validation clips, "
+        f"J&F {_percent(scores['jf_mean'])}{_interval(scores)} on {scores.get('clips')} validation clips, "
         f"{scores.get('frames')} frames, protocol {scores.get('protocol')}. "
         f"{speed['network_fps']:.1f} frames/s for the network, {speed['end_to_end_fps']:.1f} from file to mask "
         f"({speed['device']}, {speed['precision']}, {speed['size']} x {speed['size']}).",

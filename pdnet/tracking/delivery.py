@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pdnet.errors import DataError, TrackingError
 from pdnet.tracking.journal import Header, Journal, buffer_folder
-from pdnet.tracking.store import Store, experiment_id, open_store
+from pdnet.tracking.store import Store, experiment_id, open_store, public_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -26,6 +28,8 @@ DRAIN_SECONDS = 20
 LATER = "`pdnet track sync` sends it later"
 
 _METRICS_PER_CALL = 1000
+
+logger = logging.getLogger("pdnet.tracking")
 
 
 class Delivery(NamedTuple):
@@ -53,15 +57,15 @@ def deliver(
 ) -> Delivery:
     """Send a journal, end its run as it says, and remove it.
 
-    May be done again at any time, by several processes at once too: what the run holds is not sent again, and MLflow
-    drops what it is sent twice.
+    May be done again at any time: what the run holds is not sent again, and MLflow drops what it is sent twice. Not by
+    two processes at once, which might both make the run: hence the lock.
 
     A training that says nothing of its end was killed. The run of one that another process goes on with is not ended,
     nor is a run that somebody else made.
 
     Args:
         store: where to.
-        journal: not locked by another process, or followed for the one that writes it.
+        journal: locked by this process, or followed for the one that writes it and holds the lock.
         waiting: waits for more; False when nobody writes any longer.
         opened: told the id of the run.
     """
@@ -83,11 +87,24 @@ def deliver(
 
 
 def deliver_before(store: Store, journal: Journal) -> None:
-    """Send what earlier processes of this training left: points have to come in their order."""
+    """Send what earlier processes of this training left for this store: points have to come in their order.
+
+    One that somebody else is sending is waited for, at most `DRAIN_SECONDS`, and then left to them.
+    """
     for path in journal.siblings():
         if path.name < journal.path.name:
             with contextlib.suppress(DataError), contextlib.closing(Journal(path)) as earlier:
-                deliver(store, earlier)
+                if earlier.header.store == journal.header.store and _lock_in_time(earlier):
+                    deliver(store, earlier)
+
+
+def _lock_in_time(journal: Journal) -> bool:
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while not journal.lock():
+        if not journal.path.exists() or time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 class _Run:
@@ -149,31 +166,73 @@ class _Run:
 
 
 def sync(buffer: Path | None = None) -> Iterator[str]:
-    """Send every journal in a folder, and say of each what became of it.
+    """Send every journal in a folder to the store of MLFLOW_TRACKING_URI, and say of each what became of it.
+
+    A journal that is refused holds up none but later ones of its training; one of another store is left alone.
 
     Raises:
-        TrackingError: the store is not named, does not answer or refuses; what was not sent stays.
+        TrackingError: the store is not named or does not answer, or, when all was said, it refused some; what was not
+            sent stays.
     """
     folder = buffer or buffer_folder()
-    if not (paths := sorted(path for path in folder.glob("*") if path.is_file())):
+    if not (paths := _files(folder)):
         yield f"{folder}: nothing to send"
         return
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise TrackingError(f"{folder}: MLFLOW_TRACKING_URI is not set; expected the store to send the journals to")
-    with open_store() as store:
-        for path in paths:
-            yield _sync_one(store, path)
+    with open_store():  # else each journal would wait for it
+        pass
+    refused: list[str] = []
+    for path in paths:
+        training, reason = path.stem.rpartition("-")[0], ""
+        if training in refused:  # sent first, it would make the run seem to hold what came before
+            reason = "its training recorded something before it that has to be sent first"
+        else:
+            try:
+                yield _sync_one(path)
+            except TrackingError as error:
+                reason = str(error)
+        if reason:
+            refused.append(training)
+            yield f"{path}: not sent: {reason}"
+    if refused:
+        raise TrackingError(f"{folder}: {len(refused)} of {len(paths)} recordings could not be sent and stay there")
 
 
-def _sync_one(store: Store, path: Path) -> str:
+def send_leftovers() -> None:
+    """Send what the trainings of this pipeline run could not, before their folder goes with the run.
+
+    For a later step. Nothing where MLFLOW_TRACKING_URI is not set; never raises, one warning where something stays.
+    """
+    folder, reason = buffer_folder(), ""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return
+    try:
+        for line in sync(folder):
+            logger.debug("%s", line)
+    except Exception as error:
+        reason = f": {error}"
+    with contextlib.suppress(OSError):
+        if left := len(_files(folder)):
+            logger.warning("%s: holds what MLflow did not get (files: %d); %s%s", folder, left, LATER, reason)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file())
+
+
+def _sync_one(path: Path) -> str:
     try:
         journal = Journal(path)
     except DataError as error:
         return str(error)
     with contextlib.closing(journal):
+        if (named := public_uri(os.environ["MLFLOW_TRACKING_URI"])) != journal.header.store:
+            return f"{path}: left alone: it is for MLflow at {journal.header.store}, MLFLOW_TRACKING_URI is {named}"
         if not journal.lock():
             return f"{path}: left alone: its training is running, or somebody else is sending it"
-        done = deliver(store, journal)
+        with open_store() as store:
+            done = deliver(store, journal)
     where = f"run {done.run_id} of experiment {journal.header.experiment} at {store.uri}"
     if store.uri.startswith("http"):
         where = f"{store.uri}/#/experiments/{done.experiment}/runs/{done.run_id}"

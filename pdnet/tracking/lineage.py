@@ -105,13 +105,10 @@ def download_facts(store: Store, version: Version, out: Path) -> Release:
 def data_revision(facts: Mapping[str, Any]) -> str | None:
     """The git revision whose data.dvc tracks the data of a release; None where none is known.
 
-    Without a note of it, a run outside a container and without uncommitted changes read what its own commit tracks.
+    It was noted when the data were read: the commit that holds just that data.dvc.
     """
-    if facts["data_dvc"] is None:
-        return None
-    git = facts["git"]
-    own = git["commit"] if git["dirty"] is False and facts["image"] is None else None
-    return facts["data_revision"] or own
+    revision: str | None = facts["data_revision"]
+    return revision if facts["data_dvc"] else None
 
 
 def data_commands(facts: Mapping[str, Any]) -> list[str]:

@@ -78,7 +78,7 @@ class LiveRun:
         self._about = (step, tags, experiment, training)
         self._journal: JournalWriter | None = None
         self._recorder: subprocess.Popen[bytes] | None = None
-        self._said = b""  # a line that the recorder has not finished
+        self._partial_line = b""  # a line that the recorder has not finished
         self._step = 0
         self._warned = False
         self._over = not os.environ.get("MLFLOW_TRACKING_URI")
@@ -92,6 +92,21 @@ class LiveRun:
             self._step = int(row["step"])
             journal.write({"time": _now(), "step": self._step, "metrics": dict(curve_points(row))})
             self._listen()
+
+    def wait_for_run(self) -> str | None:
+        """The id of the run, which a training of seconds may have to wait for.
+
+        Returns:
+            The id; None where MLflow does not answer within `DRAIN_SECONDS`, or nothing is recorded.
+        """
+        if not self._over:
+            with self._harmless():
+                self._opened()
+                deadline = time.monotonic() + DRAIN_SECONDS
+                while not (self.run_id or self._warned or self._recorder is None) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    self._listen()
+        return self.run_id
 
     def finish(self, status: str) -> str | None:
         """End the run, and wait until all is sent, at most `DRAIN_SECONDS`; a second call does nothing.
@@ -168,7 +183,7 @@ class LiveRun:
             recorder.stdout.close()
 
     def _listen(self) -> None:
-        """Heed what the recorder has said by now; never waits."""
+        """Handle what the recorder has said by now; never waits."""
         if self._recorder is None:
             return
         assert self._recorder.stdout is not None
@@ -179,11 +194,14 @@ class LiveRun:
             if self._journal is not None and self._journal.path.exists():
                 self._warn(f"{self._journal.path}: recording goes on there alone; {LATER}")
             return
-        *lines, self._said = (self._said + (said or b"")).split(b"\n")
+        *lines, self._partial_line = (self._partial_line + (said or b"")).split(b"\n")
         for line in lines:
-            self._heed(json.loads(line))
+            with contextlib.suppress(ValueError):  # what a library printed before the recorder silenced them
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    self._handle(event)
 
-    def _heed(self, event: Mapping[str, Any]) -> None:
+    def _handle(self, event: Mapping[str, Any]) -> None:
         if "run_id" in event:
             self.run_id = event["run_id"]
         elif "metrics" in event:
@@ -192,7 +210,7 @@ class LiveRun:
                 self._journal.write({"step": self._step, **event})
         elif "trouble" in event:
             self._warn(event["trouble"])
-        elif self._warned:
+        elif "well" in event and self._warned:
             self._warned = False
             logger.info("%s", event["well"])
 

@@ -7,6 +7,7 @@ policy gives the same judgement.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class PromotionPolicy:
         max_probability_difference: of any exported file from the network, any pixel.
         max_jf_difference: of any exported file from the network, in points.
         require_approval: whether a person has to agree.
+        data_md5: version of the videos on whose validation clips all are judged; empty: the candidate's own.
     """
 
     margin: float = 0.0
@@ -70,6 +72,7 @@ class PromotionPolicy:
     max_probability_difference: float = 1e-3
     max_jf_difference: float = 0.05
     require_approval: bool = False
+    data_md5: str = ""
 
     def __post_init__(self) -> None:
         for name in ("margin", "min_jf", "scenario_allowance", "max_jf_difference"):
@@ -87,10 +90,18 @@ class PromotionPolicy:
                 "expected a device and a floor above 0, or neither"
             )
 
+        if self.data_md5 and not re.fullmatch(r"[0-9a-f]{32}\.dir", self.data_md5):
+            raise ConfigError(f"data_md5: '{self.data_md5}', expected 32 digits of 0-9a-f and .dir, or nothing")
+
     def allowance(self, scenario: str) -> float:
         """Points by which a scenario may be worse."""
         named = {each.scenario: each.points for each in self.scenario_allowances}
         return named.get(scenario, self.scenario_allowance)
+
+    @property
+    def limits_scenarios(self) -> bool:
+        """Whether there is a loss in some scenario that it does not allow."""
+        return min([self.scenario_allowance, *(each.points for each in self.scenario_allowances)]) < 100
 
 
 class Parity(NamedTuple):
@@ -236,7 +247,7 @@ def judge(candidate: Evidence, champion: Evidence | None, policy: PromotionPolic
     """The judgement on a candidate.
 
     Without a champion the rules that need none decide. Scores on two versions of the data say nothing about each
-    other: the caller has the champion scored again on the candidate's, or says in `champion.missing` why not.
+    other: the caller has both scored on one version, or says in `missing` why not.
     """
     figures: dict[str, Any] = {"candidate": _number(candidate.jf)}
     rows = [_files_row(candidate, champion)]
@@ -342,11 +353,13 @@ def _jf_rows(
         _points(jf),
         f"at least {policy.min_jf:g}",
         jf >= policy.min_jf,
-        f"J&F {jf:.2f}, a champion needs {policy.min_jf:g}",
+        candidate.missing or f"J&F {jf:.2f}, a champion needs {policy.min_jf:g}",
     )
     if champion is None:
         return
     what, needed = f"lead, {100 * policy.confidence:g} % interval", f"all of it above {policy.margin:g}"
+    if difference is None and candidate.missing and champion.missing in ("", candidate.missing):
+        return  # said already
     if difference is None:
         reason = champion.missing or f"version {champion.version} was scored on other clips than {candidate.version}"
         yield Row(what, "", "not comparable", needed, False, reason)
@@ -367,12 +380,18 @@ def _lead(judgement: Judgement) -> str:
 
 
 def _scenario_rows(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Iterator[Row]:
-    if candidate.clips is None or "scenario" not in candidate.clips:
+    if candidate.clips is None:
         return
-    theirs: Mapping[Any, float] = {}
-    if champion and champion.clips is not None and "scenario" in champion.clips:
-        theirs = champion.clips.groupby("scenario")["jf"].mean().to_dict()
-    for scenario, clips in candidate.clips.groupby("scenario")["jf"]:
+    against = None if champion is None else champion.clips
+    # The same clips are of the same scenarios, whoever of the two says so.
+    labels = next((found for each in (candidate.clips, against) if (found := _scenarios(each)) is not None), None)
+    if labels is None:
+        if against is not None and policy.limits_scenarios:
+            reason = "neither version says of which scenarios its clips are, and the policy limits the loss in each"
+            yield Row("scenarios", "unknown", "unknown", "known", False, reason)
+        return
+    theirs: Mapping[Any, float] = {} if against is None else against["jf"].groupby(labels).mean().to_dict()
+    for scenario, clips in candidate.clips["jf"].groupby(labels):
         ours, count = float(clips.mean()), len(clips)
         what = f"  {scenario}, {count} clip{'' if count == 1 else 's'}"
         if scenario not in theirs:
@@ -388,11 +407,20 @@ def _scenario_rows(candidate: Evidence, champion: Evidence | None, policy: Promo
         yield Row(what, _points(theirs[scenario]), _points(ours), f"at least {least:.2f}", ok, reason)
 
 
+def _scenarios(clips: pd.DataFrame | None) -> pd.Series | None:
+    """The scenario of each clip; None where that of any is unknown."""
+    if clips is None or "scenario" not in clips or clips["scenario"].isna().any():
+        return None
+    return clips["scenario"]
+
+
 def _data_row(candidate: Evidence, champion: Evidence | None) -> Row:
     """The same validated version of the data; whether the champion has figures on it is the lead's business."""
     theirs = "" if champion is None else champion.data[:8] + (", scored again" if champion.scored_again else "")
-    reason = f"its data, {candidate.data or 'unknown'}, are not the ones that were validated, or they failed"
-    return Row("data, validated", theirs, candidate.data[:8], "valid", candidate.valid, reason)
+    ours = candidate.data[:8] + (", scored again" if candidate.scored_again else "")
+    own = "of its own evaluation" if candidate.scored_again else candidate.data or "unknown"
+    reason = f"its data, {own}, are not the ones that were validated, or they failed"
+    return Row("data, validated", theirs, ours, "valid", candidate.valid, reason)
 
 
 def _speed_row(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Row:
@@ -425,6 +453,12 @@ def _files_row(candidate: Evidence, champion: Evidence | None) -> Row:
     lines: Sequence[str] = [f"version {candidate.version}: {line}" for line in candidate.damage]
     if champion:
         lines = [*lines, *(f"version {champion.version}, the champion: {line}" for line in champion.damage)]
+        if champion.damage:
+            lines = [
+                *lines,
+                "nothing can be judged against it: `pdnet rollback`, or remove the alias champion on "
+                "MLflow's page of the model",
+            ]
     theirs = ("damaged" if champion.damage else "whole") if champion else ""
     ours = "damaged" if candidate.damage else "whole"
     return Row("files", theirs, ours, "as recorded and evaluated", not lines, "; ".join(lines))

@@ -31,9 +31,12 @@ RELEASE_PATH = Path("artifacts", RELEASE)
 
 #: Portrait from this probability on, where the release's configuration names no `evaluation.threshold`.
 _THRESHOLD = 0.5
-#: A request may not ask for more: 8192 x 8192 pixels a frame, and some 5 minutes at 30 frames a second.
-_LARGEST_FRAME = 8192 * 8192
+#: A request may not ask for more: pixels of a frame (8K), frames of a clip (some 5 minutes at 30 a second), frames of
+#: all its clips, and bytes of all its masks, of which the server makes several copies on the way out.
+_LARGEST_FRAME = 8192 * 4320
 _LONGEST_CLIP = 10_000
+_LONGEST_REQUEST = 10_000
+_LARGEST_ANSWER = 256 * 2**20
 
 
 def save_served_model(path: Path, release: Path) -> None:
@@ -69,6 +72,8 @@ def save_served_model(path: Path, release: Path) -> None:
                 "threshold": float((config.get("evaluation") or {}).get("threshold", _THRESHOLD)),
                 "largest_frame": _LARGEST_FRAME,
                 "longest_clip": _LONGEST_CLIP,
+                "longest_request": _LONGEST_REQUEST,
+                "largest_answer": _LARGEST_ANSWER,
             },
         )
     _forget_folders(model, path)

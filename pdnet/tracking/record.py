@@ -6,7 +6,6 @@ Nothing here knows MLflow's API; its limits on names and values are kept, so tha
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import math
 import re
@@ -33,8 +32,6 @@ _VERSION_FACTS = (
     *("fps.device", "fps.precision", "data.videos.md5", "data.images.md5", "git.commit", "config.hash", "image"),
     *("onnx.sha256", "weights.sha256", "tensorrt.sha256", "release.sha256"),
 )
-#: What makes two models the same one: a second registration of them is none.
-_IDENTITY = ("config.hash", "data.videos.md5", "data.images.md5", "weights.sha256", "onnx.sha256", "tensorrt.sha256")
 #: How closely the ONNX file agrees with the network, in parity.json.
 _AGREEMENT = ("max_probability_difference", "mean_probability_difference", "mask_agreement")
 #: The steps that keep a log, and the columns that it has at least.
@@ -100,7 +97,6 @@ class Record:
         metrics: the figures of the finished model; scores in 0..1.
         steps: the steps of the pipeline, in order.
         version_tags: the few facts that a person compares versions by.
-        identity: changes with whatever makes it another model.
         clips: the table of the scored clips.
     """
 
@@ -110,7 +106,6 @@ class Record:
     metrics: dict[str, float]
     steps: tuple[StepRecord, ...]
     version_tags: dict[str, str]
-    identity: str
     clips: pd.DataFrame
 
 
@@ -150,7 +145,6 @@ def read_record(release: Release, folders: Mapping[str, Path]) -> Record:
     )
     seconds = {f"seconds/{step}": run["seconds"] for step, run in runs.items() if "seconds" in run}
     hours = {"gpu_hours": sum(map(_gpu_hours, runs.values()))}
-    key = json.dumps([tags.get(name) for name in _IDENTITY])
     return Record(
         params=flatten(release.config) | speed,
         tags=tags | speed,
@@ -158,7 +152,6 @@ def read_record(release: Release, folders: Mapping[str, Path]) -> Record:
         metrics=_numbers(figures | agreement | seconds | hours),
         steps=steps,
         version_tags=headline | {key: value for key, value in (tags | speed).items() if key in _VERSION_FACTS},
-        identity=hashlib.sha256(key.encode()).hexdigest()[:16],
         clips=clips,
     )
 

@@ -3,7 +3,7 @@
     python -m pdnet.tracking.recorder JOURNAL PROCESS
 
 Started by live.py. It follows the journal until a line on stdin says how the training has ended, or its process is
-gone. On stdout it tells the training, a JSON object a line:
+gone. On what was its stdout it tells the training, a JSON object a line:
 
     {"run_id": ...}                 the run, each time it is opened
     {"time": ..., "metrics": ...}   a sample, for the journal, which has one writer alone
@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ class Recorder:
     Args:
         journal: of the training.
         training: its process.
+        tell: tells it.
     """
 
-    def __init__(self, journal: Journal, training: int) -> None:
-        self._journal, self._training = journal, training
+    def __init__(self, journal: Journal, training: int, tell: Callable[..., None]) -> None:
+        self._journal, self._training, self._tell = journal, training, tell
         self._over = False
         self._troubled = False
         self._sendings = 0  # since the run was opened
@@ -63,7 +65,7 @@ class Recorder:
             except TrackingError as error:
                 if not self._troubled:
                     self._troubled, pause = True, _RETRY_SECONDS
-                    _tell(trouble=f"recording goes on in {self._journal.path}, {LATER}: {error}")
+                    self._tell(trouble=f"recording goes on in {self._journal.path}, {LATER}: {error}")
             if self._over:
                 return
             self._wait(pause)
@@ -71,12 +73,12 @@ class Recorder:
 
     def _opened(self, run_id: str) -> None:
         self._sendings = 0
-        _tell(run_id=run_id)
+        self._tell(run_id=run_id)
 
     def _more(self) -> bool:
         if self._troubled and self._sendings > 0:  # a store that opens a run may still refuse what is sent
             self._troubled = False
-            _tell(well="MLflow answers again: it has what was recorded meanwhile")
+            self._tell(well="MLflow answers again: it has what was recorded meanwhile")
         self._sendings += 1
         self._wait(_SEND_SECONDS)
         return not self._over
@@ -93,7 +95,7 @@ class Recorder:
             signal.alarm(DRAIN_SECONDS)  # where the training was killed, nobody else would end this process
 
 
-def sample_forever(monitors: list[Any]) -> None:
+def sample_forever(monitors: list[Any], tell: Callable[..., None]) -> None:
     """Tell what the machine is busy with: seconds apart, and less often the longer it takes."""
     started = time.monotonic()
     usual = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or _SAMPLE_SECONDS)
@@ -106,7 +108,7 @@ def sample_forever(monitors: list[Any]) -> None:
                 monitor.clear_metrics()
                 monitor.collect_metrics()
                 sample |= {f"{SYSTEM}{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
-        _tell(
+        tell(
             time=int(time.time() * 1000), metrics={key: value for key, value in sample.items() if math.isfinite(value)}
         )
         pause = max(usual, min((time.monotonic() - started) / 400, _LONGEST_SAMPLE))
@@ -136,18 +138,27 @@ def main(path: str, training: str) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training gets it too, and says what it makes of it
     os.nice(10)
+    tell = taken_stdout()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     try:
-        threading.Thread(target=sample_forever, args=(system_monitors(),), daemon=True).start()
-        Recorder(Journal(Path(path)), int(training)).run()
+        threading.Thread(target=sample_forever, args=(system_monitors(), tell), daemon=True).start()
+        Recorder(Journal(Path(path)), int(training), tell).run()
     except Exception as error:
-        _tell(trouble=f"recording goes on in {path}, {LATER}: {type(error).__name__}: {error}")
+        tell(trouble=f"recording goes on in {path}, {LATER}: {type(error).__name__}: {error}")
 
 
-def _tell(**event: Any) -> None:
-    with contextlib.suppress(OSError):  # the training is gone
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
+def taken_stdout() -> Callable[..., None]:
+    """What writes to stdout, an event a line; all else that is printed from now on, by whatever library, is lost."""
+    training = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+
+    def tell(**event: Any) -> None:
+        with contextlib.suppress(OSError):  # the training is gone
+            training.write(json.dumps(event) + "\n")
+            training.flush()
+
+    return tell
 
 
 if __name__ == "__main__":

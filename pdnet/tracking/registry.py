@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pdnet.files import file_digest
 from pdnet.tracking.card import model_card
 from pdnet.tracking.config import TrackingConfig
 from pdnet.tracking.delivery import TRAINING_TAG
 from pdnet.tracking.figures import write_figures
-from pdnet.tracking.pyfunc import save_served_model, served_digest
+from pdnet.tracking.pyfunc import SCRIPT, save_served_model, served_digest
 from pdnet.tracking.record import Point, Record, StepRecord, read_record
 from pdnet.tracking.release import RELEASE, Release, present, write_release
 from pdnet.tracking.samples import write_samples
@@ -35,6 +37,11 @@ PARENT = "mlflow.parentRunId"
 #: The tag of a version by which a second registration of the same model is recognised.
 IDENTITY = "identity"
 
+#: Of the registered model, on its page.
+_DESCRIPTION = """Video portrait segmentation with PDNet: frames or a video in, masks out.
+
+`champion` is the version to use, `previous` the champion before it, `candidate` the version that was registered last.
+`pdnet promote`, `pdnet rollback` move them; `pdnet lineage` tells where a version came from."""
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 
@@ -96,9 +103,9 @@ def register_model(
     one that it wrote into while it ran, where there is one, else one made now from its folder. Where Kubeflow's MLflow
     plugin names a run in MLFLOW_RUN_ID, the pipeline's run there is the run of the model.
 
-    The same model (configuration, data, weights, exported files) is registered once: a second call finds its version
-    and makes it the candidate. All or nothing: after a failure there is no new version and no half-written model, and
-    the run stands as FAILED with what had been logged.
+    The same release (configuration, weights, exported files, evaluation) is registered once: a second call finds its
+    version and makes it the candidate. All or nothing: after a failure there is no new version and no half-written
+    model, and the run stands as FAILED with what had been logged.
 
     Args:
         config: the resolved configuration as plain values (`pdnet.config.to_mapping`).
@@ -134,17 +141,23 @@ def register_model(
         record = read_record(release, folders | ({"report": report} if report else {}))
         with open_store() as store:
             _ensure_registered_model(store.client, tracking.model)
-            if found := _registered(store, record, tracking):
+            if found := _registered(store, release, tracking):
                 return found
             files = _write_files(
                 release, record, folders, report=report, licence=tracking.licence, scratch=Path(scratch)
             )
-            return _register(store, record, files, tracking, run_name=f"{tracking.model} {config_hash}")
+            return _register(store, release, record, files, tracking)
 
 
-def _registered(store: Store, record: Record, tracking: TrackingConfig) -> Registration | None:
-    """The version that this model is already, which becomes the candidate; None where there is none."""
-    same = f"name = '{tracking.model}' AND tags.{IDENTITY} = '{record.identity}'"
+def _identity(release: Release) -> str:
+    """Sixteen digits that change with all that makes a version another one: its files, and what serves them."""
+    content = json.dumps([file_digest(SCRIPT), release.content], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _registered(store: Store, release: Release, tracking: TrackingConfig) -> Registration | None:
+    """The version that this release is already, which becomes the candidate; None where there is none."""
+    same = f"name = '{tracking.model}' AND tags.{IDENTITY} = '{_identity(release)}'"
     for version in store.client.search_model_versions(same):
         if version.status == "READY" and version.run_id:
             store.client.set_registered_model_alias(tracking.model, CANDIDATE, version.version)
@@ -175,11 +188,11 @@ def _write_files(
     return _Files(model, served_digest(model), (*pictures, *pages), model_card(release, licence=licence))
 
 
-def _register(store: Store, record: Record, files: _Files, tracking: TrackingConfig, *, run_name: str) -> Registration:
+def _register(store: Store, release: Release, record: Record, files: _Files, tracking: TrackingConfig) -> Registration:
     """Run, runs of the steps, model, version, alias, in this order; `undo` takes back what is there when one fails."""
     client = store.client
     with contextlib.ExitStack() as undo:
-        run_id, experiment, ours = _model_run(store, record, tracking, run_name)
+        run_id, experiment, ours = _model_run(store, record, tracking)
         if ours:
             undo.callback(_quietly, client.set_terminated, run_id, "FAILED")
         _log_params(client, run_id, record.params)
@@ -196,12 +209,14 @@ def _register(store: Store, record: Record, files: _Files, tracking: TrackingCon
         client.finalize_logged_model(logged.model_id, "READY")
         _log_metrics(client, run_id, _final_metrics(record, logged.model_id))
 
+        if found := _registered(store, release, tracking):  # another attempt was faster; this one is taken back
+            return found
         version = client.create_model_version(
             tracking.model,
             source=f"models:/{logged.model_id}",
             run_id=run_id,
             model_id=logged.model_id,
-            tags=record.version_tags | {IDENTITY: record.identity, "served.sha256": files.served},
+            tags=record.version_tags | {IDENTITY: _identity(release), "served.sha256": files.served},
             description=files.card,
         )
         undo.callback(_quietly, client.delete_model_version, tracking.model, version.version)
@@ -230,7 +245,7 @@ def _registration(store: Store, tracking: TrackingConfig, run_id: str, version: 
     )
 
 
-def _model_run(store: Store, record: Record, tracking: TrackingConfig, name: str) -> tuple[str, str, bool]:
+def _model_run(store: Store, record: Record, tracking: TrackingConfig) -> tuple[str, str, bool]:
     """The run of the model, its experiment, and whether it is ours to end.
 
     Kubeflow's plugin gives the pipeline a run, and each task one beneath it, which MLFLOW_RUN_ID names.
@@ -243,7 +258,8 @@ def _model_run(store: Store, record: Record, tracking: TrackingConfig, name: str
                 client.set_tag(run_id, key, value)
         return run_id, str(client.get_run(run_id).info.experiment_id), False
     experiment = experiment_id(store, tracking.experiment)
-    run = client.create_run(experiment, start_time=record.steps[0].started_ms, run_name=name, tags=tags)
+    name = f"{tracking.model} {record.tags['config.hash']}"
+    run = client.create_run(experiment, run_name=name, tags=tags)  # of now: its steps may be old, from a cache
     return str(run.info.run_id), experiment, True
 
 
@@ -292,6 +308,8 @@ def _live_run(client: MlflowClient, experiment: str, step: StepRecord, model_run
         run = found[0] if found else None
     if run is None or run.info.run_id == model_run or run.info.lifecycle_stage != "active":
         return None
+    if run.info.experiment_id != experiment:  # MLflow nests within an experiment
+        return None
     return run if run.data.tags.get(PARENT) in (None, model_run) else None
 
 
@@ -300,7 +318,7 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -80,6 +80,11 @@ class Release:
         """Digest of lineage.json, and so of all that it lists."""
         return file_digest(self.folder / LINEAGE)
 
+    @property
+    def content(self) -> dict[str, str]:
+        """The SHA-256 of every file by name: all that the release is, without when and where it came about."""
+        return {name: str(facts["sha256"]) for name, facts in self.facts["files"].items()}
+
     def frames(self) -> pd.DataFrame:
         """The scored frames: clip, frame, j, f in 0..1."""
         return read_table(self.folder / "evaluation" / "frames.parquet", ("clip", "frame", "j", "f"))

@@ -56,7 +56,10 @@ OUTPUTS = ("mask", "probability")
 # servers (HLS, concat), starts programs (EPS) or is no recording.
 _IMAGES = ("JPEG", "PNG", "WEBP", "BMP")
 _VIDEOS = "mov,matroska,webm,avi,mpegts,mpeg"
-_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+=*\s*")
+# Possessive: what one part has taken it does not give back, or a request of newlines would take quadratic time.
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]++=*+\s*+")
+_BAND = 64  # rows that are enlarged at a time
+_LONGEST_SIDE = 16_384  # of a frame; of one a pixel high, what is made on the way would be hundreds of times its size
 _EXPECTED_IMAGE = "expected an encoded image (JPEG, PNG, WebP, BMP)"
 _EXPECTED_VIDEO = "expected an encoded video (MP4, MOV, WebM, MKV, AVI, MPEG)"
 
@@ -143,13 +146,15 @@ class ServedModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Open the network.
 
-        The model's configuration holds `threshold` (portrait from this probability on), `largest_frame` (pixels) and
-        `longest_clip` (frames); SERVING_MODEL_CONFIG, a JSON object in a server's environment, overrides them.
+        The model's configuration holds `threshold` (portrait from this probability on), `largest_frame` (pixels),
+        `longest_clip` (frames), `longest_request` (frames of all its clips) and `largest_answer` (bytes of all its
+        masks); SERVING_MODEL_CONFIG, a JSON object in a server's environment, overrides them.
         """
         self.network = open_network(Path(context.artifacts["release"]))
         config = context.model_config
         self.threshold = float(config["threshold"])
         self.largest_frame, self.longest_clip = int(config["largest_frame"]), int(config["longest_clip"])
+        self.longest_request, self.largest_answer = int(config["longest_request"]), int(config["largest_answer"])
 
     def predict(  # type: ignore[override]  # MLflow leaves out the context where it is not asked for
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -164,6 +169,8 @@ class ServedModel(PythonModel):
             raise refusal(f"parameter `output` is {output!r}; expected {' or '.join(OUTPUTS)}")
         column = find_column(model_input)
         cells = list(model_input[column])
+        if len(cells) > self.longest_request:  # a clip has a frame or more
+            raise self.too_long()
         if column == "frame":
             frames = (read_frame(cell, f"row {row} of `frame`", self.largest_frame) for row, cell in enumerate(cells))
             clips = [self.segment(frames, "`frame`")]
@@ -172,12 +179,21 @@ class ServedModel(PythonModel):
                 self.segment(read_clip(cell, f"row {row} of `clip`", self.largest_frame), f"row {row} of `clip`")
                 for row, cell in enumerate(cells)
             ]
-        rows = [
-            (clip, position, self.encode(probability, output))
-            for clip, probabilities in enumerate(clips)
-            for position, probability in enumerate(probabilities)
-        ]
+        rows: list[tuple[int, int, bytes]] = []
+        size = 0
+        for clip, probabilities in enumerate(clips):
+            for position, probability in enumerate(probabilities):
+                if len(rows) == self.longest_request:
+                    raise self.too_long()
+                mask = self.encode(probability, output)
+                if (size := size + len(mask)) > self.largest_answer:
+                    raise refusal(f"the masks take more than {self.largest_answer:,} bytes; expected a smaller request")
+                rows.append((clip, position, mask))
         return pd.DataFrame(rows, columns=["clip", "frame", "mask"]).astype({"clip": "int64", "frame": "int64"})
+
+    def too_long(self) -> MlflowException:
+        """The refusal of a request with too many frames."""
+        return refusal(f"the request has more than {self.longest_request:,} frames in all; expected a shorter one")
 
     def segment(self, frames: Iterable[UInt8Array], where: str) -> Iterator[FloatArray]:
         """The probability of portrait, (H, W) in 0..1, for each (H, W, 3) uint8 RGB frame of one clip.
@@ -202,9 +218,10 @@ class ServedModel(PythonModel):
     def encode(self, probability: FloatArray, output: str) -> bytes:
         """(H, W) in 0..1 -> grey PNG."""
         if output == "mask":
-            levels = (probability >= self.threshold).astype(np.uint8) * np.uint8(255)
+            levels = np.multiply(probability >= self.threshold, 255, dtype=np.uint8)
         else:
-            levels = np.rint(probability * np.float32(255)).clip(0, 255).astype(np.uint8)
+            scaled = probability * np.float32(255)
+            levels = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
         png = io.BytesIO()
         Image.fromarray(levels).save(png, "PNG")
         return png.getvalue()
@@ -235,7 +252,7 @@ def read_frame(cell: object, where: str, largest: int) -> UInt8Array:
     """Decode an image: (H, W, 3) uint8 RGB, EXIF rotation applied. Decoded frames pass.
 
     Raises:
-        MlflowException: it is no image, damaged, or has more than `largest` pixels.
+        MlflowException: it is no image, damaged, or has more than `largest` pixels, or a side that is too long.
     """
     if isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and cell.ndim == 3 and cell.shape[2] == 3 and cell.size:
         return cell
@@ -244,7 +261,8 @@ def read_frame(cell: object, where: str, largest: int) -> UInt8Array:
         with Image.open(io.BytesIO(data), formats=_IMAGES) as image:
             _check_size(image.width, image.height, largest, where)
             image.load()
-            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(to_rgb(image))
     except UnidentifiedImageError:
         raise refusal(f"{where}: not an image ({len(data)} bytes); {_EXPECTED_IMAGE}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -254,10 +272,11 @@ def read_frame(cell: object, where: str, largest: int) -> UInt8Array:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to RGB; 16-bit grey is scaled (Pillow's own conversion clips it)."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        peak = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0.0) > 255 else 255.0
-        image = Image.fromarray(np.round(values * (255.0 / peak)).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        values = np.array(image, dtype=np.float32)  # exact up to 2**24, and no level is close to a half
+        peak = 65535 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255
+        values *= np.float32(255 / peak)
+        image = Image.fromarray(np.round(values, out=values).clip(0, 255, out=values).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_clip(cell: object, where: str, largest: int) -> Iterator[UInt8Array]:
@@ -296,6 +315,7 @@ def _decode(data: bytes, where: str, largest: int) -> Iterator[UInt8Array]:
         for frame in file.decode(stream):
             if frame.is_corrupt:
                 raise refusal(f"{where}: a damaged or cut-off video")
+            _check_size(frame.width, frame.height, largest, where)
             turn = turn or display_matrix(frame)
             yield upright(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), turn)
 
@@ -341,11 +361,10 @@ def enlarge(values: FloatArray, height: int, width: int) -> FloatArray:
     left, right, x = _neighbours(values.shape[1], width)
     columns = values[:, left] * (1 - x) + values[:, right] * x  # (h, width)
     top, bottom, y = _neighbours(values.shape[0], height)
-    result: FloatArray = columns[top]  # the only arrays of the frame's size: this one and the next
-    result *= (1 - y)[:, None]
-    lower = columns[bottom]
-    lower *= y[:, None]
-    result += lower
+    result = np.empty((height, width), np.float32)  # the only array of the frame's size
+    for start in range(0, height, _BAND):
+        band = slice(start, start + _BAND)
+        result[band] = columns[top[band]] * (1 - y[band])[:, None] + columns[bottom[band]] * y[band, None]
     return result
 
 
@@ -375,6 +394,8 @@ def _to_bytes(cell: object, where: str, expected: str) -> bytes:
 def _check_size(width: int, height: int, largest: int, where: str) -> None:
     if width * height > largest:
         raise refusal(f"{where}: {width}x{height} pixels; expected at most {largest:,} in all")
+    if max(width, height) > _LONGEST_SIDE:
+        raise refusal(f"{where}: {width}x{height} pixels; expected at most {_LONGEST_SIDE:,} a side")
 
 
 def _one_line(error: Exception) -> str:

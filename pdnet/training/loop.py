@@ -21,12 +21,12 @@ from pdnet.training.config import PretrainConfig, TrainConfig
 from pdnet.training.schedule import Phase, Schedule, warmup_poly
 from pdnet.training.task import Task
 
-#: hears of each iteration: a row of the log
-Tell = Callable[[Mapping[str, Any]], None]
+#: called with each new row of the log
+OnIteration = Callable[[Mapping[str, Any]], None]
 
 
-def nobody(row: Mapping[str, Any]) -> None:
-    """Hear of an iteration and do nothing."""
+def ignore(row: Mapping[str, Any]) -> None:
+    """Do nothing with an iteration."""
 
 
 def pretrain(
@@ -37,7 +37,7 @@ def pretrain(
     seed: int,
     workers: int,
     checkpoints: Checkpoints | None = None,
-    tell: Tell = nobody,
+    on_iteration: OnIteration = ignore,
 ) -> pd.DataFrame:
     """Train the encoder and its heads on single images with AdamW; everything else stays as it is.
 
@@ -48,7 +48,7 @@ def pretrain(
         seed: of the order of the images.
         workers: loader processes.
         checkpoints: to go on from, and to write.
-        tell: called with each new row of the log.
+        on_iteration: called with each new row of the log.
 
     Returns:
         One row an iteration: step, epoch, phase (`pretrain`), loss, lr_encoder, seconds.
@@ -81,7 +81,7 @@ def pretrain(
                 | scalars
                 | {"lr_encoder": rate, "seconds": time.perf_counter() - started}
             )
-            tell(state.rows[-1])
+            on_iteration(state.rows[-1])
             progress.note = f"loss {scalars['loss']:.3f}"
             keep()
     return pd.DataFrame(state.rows, columns=["step", "epoch", "phase", "loss", "lr_encoder", "seconds"])
@@ -95,7 +95,7 @@ def train(
     *,
     seed: int,
     checkpoints: Checkpoints | None = None,
-    tell: Tell = nobody,
+    on_iteration: OnIteration = ignore,
 ) -> pd.DataFrame:
     """Train the whole network by the paper's alternation of image and video iterations.
 
@@ -108,7 +108,7 @@ def train(
         config: of training.
         seed: of the order of frames and images.
         checkpoints: to go on from, and to write.
-        tell: called with each new row of the log.
+        on_iteration: called with each new row of the log.
 
     Returns:
         One row an iteration: step, epoch, phase, loss and its terms, lr_backbone, lr_rest, data_seconds (waiting
@@ -157,7 +157,7 @@ def train(
                 | {f"lr_{name}": rate for name, rate in step.rates.items()}
                 | {"data_seconds": waited, "seconds": time.perf_counter() - started}
             )
-            tell(state.rows[-1])
+            on_iteration(state.rows[-1])
             progress.note = f"epoch {step.epoch + 1}/{config.epochs} {step.phase} loss {scalars['loss']:.3f}"
             keep()
     for group in groups.values():

@@ -31,10 +31,11 @@ MODEL = CONTAINER | {
     "runtimeVersion": str,
     "storageUri": str,
 }
-PREDICTOR = POD | {"minReplicas": int, "maxReplicas": int, "timeout": int, "model": MODEL}
+SCALING = {"minReplicas": int, "maxReplicas": int, "timeout": int, "containerConcurrency": int}
+PREDICTOR = POD | SCALING | {"model": MODEL}
 SERVICE = {"apiVersion": str, "kind": str, "metadata": dict, "spec": {"predictor": PREDICTOR}}
-#: formats of KServe's own runtimes that need no choosing, and the protocols that those speak
-RUNTIMES = {"mlflow": {"v2"}, "triton": {"v2", "grpc-v2"}}
+#: formats of KServe's own runtimes that are used here, and the protocols that those speak
+RUNTIMES = {"triton": {"v2", "grpc-v2"}}
 
 
 def unknown(value: Any, schema: Any, path: str = "") -> list[str]:
@@ -90,54 +91,87 @@ def rendered() -> dict[str, dict[str, Any]]:
     return {f"{doc['kind']} {doc['metadata']['name']}": doc for doc in yaml.safe_load_all(done.stdout)}
 
 
+def container_of(service: dict[str, Any]) -> dict[str, Any]:
+    """The container that a service says itself, or the settings of the one that KServe brings."""
+    predictor = service["spec"]["predictor"]
+    if "model" in predictor:
+        return {"name": "kserve-container", "image": "i", "resources": predictor["model"]["resources"]}
+    (container,) = predictor["containers"]
+    return container
+
+
 def test_what_is_sent_to_the_cluster(rendered):
-    assert set(rendered) == {"ServiceAccount pdnet-serving", "InferenceService pdnet", "InferenceService pdnet-triton"}
+    accounts = {"ServiceAccount pdnet-serving", "ServiceAccount pdnet-triton"}
+    assert set(rendered) == {*accounts, "InferenceService pdnet", "InferenceService pdnet-triton"}
     assert {doc["metadata"]["namespace"] for doc in rendered.values()} == {"pdnet"}
-    account = rendered["ServiceAccount pdnet-serving"]
-    kubernetes_validate.validate(account, "1.30", strict=True)
-    assert account["secrets"] == [{"name": "pdnet-s3"}]
-    assert "| `pdnet-s3` |" in (ROOT / "infra" / "k8s" / "README.md").read_text()
+    for account in accounts:
+        kubernetes_validate.validate(rendered[account], "1.30", strict=True)
+        assert rendered[account]["automountServiceAccountToken"] is False
 
 
-@pytest.mark.parametrize("name", ["pdnet", "pdnet-triton"])
-def test_a_service_is_one_of_kserve(rendered, name):
+def test_triton_alone_has_a_key_and_not_that_of_mlflows_artifacts(rendered):
+    assert "secrets" not in rendered["ServiceAccount pdnet-serving"]
+    ((secret,),) = (list(entry.values()) for entry in rendered["ServiceAccount pdnet-triton"]["secrets"])
+    assert f"create secret generic {secret} " in (SERVING / "README.md").read_text()
+    assert f"`{secret}`" not in (ROOT / "infra" / "k8s" / "README.md").read_text()  # the keys of the pipeline
+    assert "pdnet-s3" not in json.dumps(rendered)
+    assert "secretKeyRef" not in json.dumps(rendered)
+
+
+@pytest.mark.parametrize(("name", "account"), [("pdnet", "pdnet-serving"), ("pdnet-triton", "pdnet-triton")])
+def test_a_service_is_one_of_kserve(rendered, name, account):
     service = rendered[f"InferenceService {name}"]
     assert objections(service) == []
     predictor = service["spec"]["predictor"]
-    assert predictor["serviceAccountName"] == "pdnet-serving"
+    assert predictor["serviceAccountName"] == account
     # What Kubernetes itself defines in it is checked as a pod.
-    container = {"name": "kserve-container", "image": "i", "resources": predictor["model"]["resources"]}
-    spec = {"containers": [container], "tolerations": predictor.get("tolerations", [])}
+    spec = {"containers": [container_of(service)], "tolerations": predictor.get("tolerations", [])}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
     kubernetes_validate.validate(pod, "1.30", strict=True)
 
 
-def test_the_site_says_where_the_models_lie(rendered):
-    models = {
-        name: rendered[f"InferenceService {name}"]["spec"]["predictor"]["model"] for name in ("pdnet", "pdnet-triton")
-    }
-    assert models["pdnet"]["modelFormat"] == {"name": "mlflow"}
-    assert models["pdnet"]["protocolVersion"] == "v2"
-    assert models["pdnet"]["storageUri"] == SITE["MLFLOW_MODEL"]
-    assert models["pdnet-triton"]["modelFormat"] == {"name": "triton"}
-    assert models["pdnet-triton"]["storageUri"] == SITE["TRITON_REPOSITORY"]
-    assert models["pdnet-triton"]["runtimeVersion"] == SITE["TRITON_TAG"]
-    assert all(SITE[name].endswith("/") for name in ("MLFLOW_MODEL", "TRITON_REPOSITORY"))
+def test_the_site_says_which_image_and_where_the_models_lie(rendered):
+    assert container_of(rendered["InferenceService pdnet"])["image"] == SITE["IMAGE"]
+    assert f"-n {SITE['IMAGE']}\n" in (SERVING / "README.md").read_text()
+    model = rendered["InferenceService pdnet-triton"]["spec"]["predictor"]["model"]
+    assert model["modelFormat"] == {"name": "triton"}
+    assert model["storageUri"] == SITE["TRITON_REPOSITORY"]
+    assert model["runtimeVersion"] == SITE["TRITON_TAG"]
+    assert SITE["TRITON_REPOSITORY"].endswith("/")
     assert "from site.env" not in json.dumps(rendered)
+
+
+def test_the_container_is_what_mlflow_builds(rendered):
+    """Its port, its probe and the variable that sets its workers, as the installed MLflow has them."""
+    from mlflow.models import container as built
+
+    container = container_of(rendered["InferenceService pdnet"])
+    nginx = (Path(built.__file__).parent / "scoring_server" / "nginx.conf").read_text()
+    (listens,) = re.findall(r"listen (\d+)", nginx)
+    (paths,) = re.findall(r"location ~ \^/\((.*?)\)", nginx)
+    assert [port["containerPort"] for port in container["ports"]] == [int(listens)]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ping", "port": int(listens)}
+    assert set(paths.split("|")) == {"ping", "invocations"}
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment == {
+        "MLFLOW_MODELS_WORKERS": "1",
+        "OMP_NUM_THREADS": container["resources"]["limits"]["cpu"],
+    }
+    assert "MLFLOW_MODELS_WORKERS" in Path(built.__file__).read_text()
 
 
 def test_only_triton_takes_a_gpu_and_tolerates_its_taint(rendered):
     for name, gpus in (("pdnet", None), ("pdnet-triton", "1")):
-        predictor = rendered[f"InferenceService {name}"]["spec"]["predictor"]
-        assert predictor["model"]["resources"]["limits"].get("nvidia.com/gpu") == gpus
-        assert ("tolerations" in predictor) == (gpus is not None)
+        service = rendered[f"InferenceService {name}"]
+        assert container_of(service)["resources"]["limits"].get("nvidia.com/gpu") == gpus
+        assert ("tolerations" in service["spec"]["predictor"]) == (gpus is not None)
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"modelformat": {"name": "mlflow"}}, ".spec.predictor.model.modelformat: unknown"),
-        ({"modelFormat": "mlflow"}, ".spec.predictor.model.modelFormat: not a mapping"),
+        ({"modelformat": {"name": "triton"}}, ".spec.predictor.model.modelformat: unknown"),
+        ({"modelFormat": "triton"}, ".spec.predictor.model.modelFormat: not a mapping"),
         ({"modelFormat": {"name": "pytorch"}}, ".spec.predictor.model.modelFormat.name: pytorch has no runtime"),
         ({"protocolVersion": "v1"}, ".spec.predictor.model.protocolVersion: v1 is not spoken"),
         ({"protocolVersion": 2}, ".spec.predictor.model.protocolVersion: not str"),
@@ -149,26 +183,17 @@ def test_only_triton_takes_a_gpu_and_tolerates_its_taint(rendered):
     ],
 )
 def test_a_mistake_is_found(rendered, change, expected):
-    service = copy.deepcopy(rendered["InferenceService pdnet"])
+    service = copy.deepcopy(rendered["InferenceService pdnet-triton"])
     service["spec"]["predictor"]["model"] |= change
     assert objections(service) == [expected]
 
 
-def test_the_other_predictor_of_the_readme(rendered):
+def test_a_predictor_is_a_model_or_a_container(rendered):
     service = copy.deepcopy(rendered["InferenceService pdnet"])
-    (text,) = re.findall(r"```yaml\n(.*?)```", (SERVING / "README.md").read_text(), re.DOTALL)
-    predictor = service["spec"]["predictor"]
-    predictor |= yaml.safe_load(text)["spec"]["predictor"]
+    service["spec"]["predictor"]["model"] = rendered["InferenceService pdnet-triton"]["spec"]["predictor"]["model"]
     assert objections(service) == [".spec.predictor: expected a model or containers"]
-    del predictor["model"]
-    assert objections(service) == []
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "p"},
-        "spec": {"containers": predictor["containers"]},
-    }
-    kubernetes_validate.validate(pod, "1.30", strict=True)
+    del service["spec"]["predictor"]["model"], service["spec"]["predictor"]["containers"]
+    assert objections(service) == [".spec.predictor: expected a model or containers"]
 
 
 def test_the_readme_names_what_there_is():

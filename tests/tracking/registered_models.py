@@ -19,7 +19,7 @@ from tiny_profile import tiny_config
 from pdnet.config import Config, config_hash, to_mapping
 from pdnet.files import file_digest, read_json, write_json
 from pdnet.tracking import register_model
-from pdnet.tracking.aliases import CHAMPION, LOG_RUN, PREVIOUS, PROMOTION, lock_name
+from pdnet.tracking.aliases import CHAMPION, LOG_RUN, PREVIOUS, PROMOTION, STATE, lock_name
 
 MODEL = "tiny"
 DATA, OTHER = "1" * 32 + ".dir", "2" * 32 + ".dir"
@@ -103,6 +103,8 @@ def reset(client: mlflow.MlflowClient) -> None:
     registered = client.get_registered_model(MODEL)
     for alias in registered.aliases.keys() & {CHAMPION, PREVIOUS}:
         client.delete_registered_model_alias(MODEL, alias)
+    if STATE in registered.tags:
+        client.delete_registered_model_tag(MODEL, STATE)
     if run_id := registered.tags.get(LOG_RUN):
         client.delete_registered_model_tag(MODEL, LOG_RUN)
         client.delete_run(run_id)

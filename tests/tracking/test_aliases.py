@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from registered_models import DATA, MODEL, add_model, aliases, new_store, reset, scores, write_run
 from tiny_profile import write_params
 
@@ -73,6 +75,15 @@ def log() -> list[dict[str, Any]]:
 
 def told() -> list[tuple[str, str, str | None, str | None]]:
     return [(entry["outcome"], entry["version"], entry["from"], entry["to"]) for entry in log()]
+
+
+def is_begun(client: mlflow.MlflowClient) -> bool:
+    """Whether a lock was left whose intent is to be finished, or was, but for the lock."""
+    if not lock_is_there(client):
+        return False
+    intent = moving.Intent(**json.loads(client.get_registered_model(lock_name(MODEL)).tags["intent"]))
+    tag = client.get_registered_model(MODEL).tags.get("promotions.intent")
+    return tag in (f"begun {intent.digest}", f"done {intent.digest}")
 
 
 def lock_is_there(client: mlflow.MlflowClient) -> bool:
@@ -265,11 +276,12 @@ def test_a_promotion_killed_before_any_of_its_calls_is_finished_by_the_next(
         seen.add(tuple(state.items()))
         assert state["champion"] in ("1", "2")
         assert state.get("previous") == "1" or state["champion"] == "1"
-        begun = lock_is_there(client)
+        begun, locked = is_begun(client), lock_is_there(client)
         capsys.readouterr()
         assert main(command) == 0
         printed = capsys.readouterr()
         assert ("pdnet: finished what " in printed.err) == begun
+        assert ("; nothing had been done" in printed.err) == (locked and not begun)
         assert ("was interrupted in at" in printed.err) == begun
         assert ("is the champion already" in printed.out) == begun
         repaired += begun
@@ -280,8 +292,8 @@ def test_a_promotion_killed_before_any_of_its_calls_is_finished_by_the_next(
     else:
         pytest.fail("the command never ended by itself")
     assert aliases(client) == {"champion": "2", "previous": "1"}
-    # create_run, set_terminated, set_registered_model_tag, log_text, its log_artifact, previous, champion, tag, delete
-    assert repaired >= 8
+    # log_text, its log_artifact, previous, champion, the version's tag, done, delete
+    assert repaired >= 7
     assert seen == {
         (("champion", "1"),),
         (("champion", "1"), ("previous", "1")),
@@ -301,7 +313,7 @@ def test_a_rollback_killed_before_any_of_its_calls_is_finished_by_the_next(
                 moving.carry_out(store, TRACKING, intent)
         if not killed(["rollback"], nth, tmp_path):
             break
-        begun = lock_is_there(client)
+        begun = is_begun(client)
         assert aliases(client)["champion"] in ("3", "2")
         capsys.readouterr()
         assert promote("4") == 3  # another command finishes it as well
@@ -315,14 +327,44 @@ def test_a_rollback_killed_before_any_of_its_calls_is_finished_by_the_next(
     assert len(ends) >= 6
 
 
+def test_a_rollback_killed_before_any_of_its_calls_goes_back_once_when_it_is_run_again(
+    client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = 0
+    for nth in range(1, 30):
+        reset(client)
+        with open_store() as store:
+            for before, version in ((None, "1"), ("1", "2"), ("2", "3")):
+                moving.carry_out(
+                    store, TRACKING, moving.promotion(MODEL, version, ["better"], champion=before, facts={})
+                )
+        if not killed(["rollback"], nth, tmp_path):
+            break
+        begun = is_begun(client)
+        capsys.readouterr()
+        assert main(["rollback"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("tiny: version 2 is the champion again, in place of 3; version 1 is previous")
+        assert ("; this rollback had been interrupted, and is finished now" in out) == begun
+        assert aliases(client) == {"champion": "2", "previous": "1"}, f"killed before call {nth}"
+        assert [move[0] for move in told()] == [*["promoted"] * 3, "rolled back"], f"killed before call {nth}"
+        assert not lock_is_there(client)
+        finished += begun
+    else:
+        pytest.fail("the command never ended by itself")
+    assert finished >= 6
+    assert main(["rollback"]) == 0  # one that was finished is another one's business
+    assert aliases(client) == {"champion": "1"}
+
+
 def test_the_one_who_finishes_may_be_killed_too(client: mlflow.MlflowClient, tmp_path: Path) -> None:
     command = ["promote", "--candidate", "2", "--policy", str(POLICY)]
     client.set_registered_model_alias(MODEL, "champion", "1")
-    assert killed(command, 4, tmp_path)
-    assert lock_is_there(client)
-    for nth in (1, 3, 5):  # taking over, before the log, between the aliases
+    assert killed(command, 6, tmp_path)
+    assert is_begun(client)
+    for nth in (1, 3, 6):  # taking over, before the log, between the aliases
         assert killed(command, nth, tmp_path)
-        assert lock_is_there(client)
+        assert is_begun(client)
     assert main(command) == 0
     assert aliases(client) == {"champion": "2", "previous": "1"}
     assert told() == [("promoted", "2", "1", "2")]
@@ -332,13 +374,19 @@ def test_what_was_interrupted_is_dropped_where_the_champion_was_changed_by_hand(
     client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.set_registered_model_alias(MODEL, "champion", "1")
-    assert killed(["promote", "--candidate", "2", "--policy", str(POLICY)], 2, tmp_path)
+    assert killed(["promote", "--candidate", "2", "--policy", str(POLICY)], 8, tmp_path)
     client.set_registered_model_alias(MODEL, "champion", "3")
     assert promote("4") == 3
     assert "dropped what " in (text := capsys.readouterr().err)
     assert "promoted version 2 of tiny; the champion is version 3 by now" in text
     assert aliases(client) == {"champion": "3"}
     assert not lock_is_there(client)
+    begun, dropped, refused = log()
+    assert (begun["outcome"], dropped["outcome"], refused["outcome"]) == ("promoted", "dropped", "refused")
+    assert (dropped["dropped"], dropped["version"]) == (begun["file"], "2")
+    assert dropped["text"] == "the champion is version 3 by now"
+    assert line_of_champions([begun]) == ["1", "2"]
+    assert line_of_champions([begun, dropped, refused]) == []
 
 
 def test_what_was_interrupted_is_dropped_where_its_version_was_deleted(
@@ -346,7 +394,7 @@ def test_what_was_interrupted_is_dropped_where_its_version_was_deleted(
 ) -> None:
     gone = add_model(write_run(tmp_path / "gone", scores(83.0)))
     client.set_registered_model_alias(MODEL, "champion", "1")
-    assert killed(["promote", "--candidate", gone, "--policy", str(POLICY)], 2, tmp_path)
+    assert killed(["promote", "--candidate", gone, "--policy", str(POLICY)], 8, tmp_path)
     client.delete_model_version(MODEL, gone)
     assert promote("2") == 0
     assert f"version {gone} was deleted" in capsys.readouterr().err
@@ -425,10 +473,12 @@ def test_of_promotions_at_once_one_wins_and_the_others_say_so(
     assert not lock_is_there(client)
 
 
-def hold(client: mlflow.MlflowClient, **facts: Any) -> None:
+def hold(client: mlflow.MlflowClient, *, state: str = "begun", **facts: Any) -> None:
     """Hold the lock as this process would, in the middle of a promotion of version 2 over version 1."""
     lock = moving._new_lock()
     intent = moving.promotion(MODEL, "2", ["it is better"], champion="1", facts={})
+    if state:
+        client.set_registered_model_tag(MODEL, "promotions.intent", f"{state} {intent.digest}")
     tags = {"lock": json.dumps(moving.asdict(lock) | facts), "intent": json.dumps(moving.asdict(intent))}
     client.create_registered_model(lock_name(MODEL), tags=tags)
 
@@ -500,6 +550,9 @@ def test_a_lock_of_a_process_that_runs_is_respected_and_one_that_is_gone_is_not(
     assert not ours.is_left_behind
     assert moving.replace(ours, pid=process.pid).is_left_behind
     assert not moving.replace(ours, pid=process.pid, host="elsewhere").is_left_behind
+    # A container with the name of its machine has processes of its own.
+    assert not moving.replace(ours, pid=process.pid, host=f"{socket.gethostname()}/1").is_left_behind
+    assert moving.replace(ours, host="elsewhere", since=time.time() + 3600).is_left_behind
     assert moving.replace(ours, host="elsewhere", since=time.time() - 61).is_left_behind
     assert moving.replace(ours, abandoned=True).is_left_behind
 
@@ -526,15 +579,100 @@ def test_a_holder_that_was_taken_over_stops_before_its_next_call(
     assert [move[0] for move in told()] == ["promoted", "promoted", "rolled back"]
 
 
-def test_two_who_take_the_same_lock_over_finish_it_once(client: mlflow.MlflowClient) -> None:
+@pytest.mark.parametrize("state", ["", "done", "dropped"])
+def test_a_lock_whose_intent_the_model_does_not_call_begun_moves_nothing(
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    """Whoever has an account may make such a lock, and may copy an intent that was carried out once."""
+    assert promote("1") == 0
+    hold(client, state=state, by="eve@elsewhere", abandoned=True)
+    assert promote("4") == 3
+    words = "finished what eve@elsewhere" if state == "done" else "removed the lock that eve@elsewhere left at 20"
+    assert words in capsys.readouterr().err
+    assert aliases(client) == {"champion": "1"}
+    assert [move[0] for move in told()] == ["promoted", "refused"]
+    assert not lock_is_there(client)
+
+
+def test_an_intent_that_was_changed_after_it_was_begun_moves_nothing(client: mlflow.MlflowClient) -> None:
     assert promote("1") == 0
     hold(client, abandoned=True)
-    gate, failures = threading.Barrier(2), []
+    intent = json.loads(client.get_registered_model(lock_name(MODEL)).tags["intent"])
+    for changed in (intent | {"aliases": {"champion": "4"}}, {"version": "4"}, [4]):
+        with contextlib.suppress(MlflowException):
+            client.create_registered_model(lock_name(MODEL), tags={"lock": json.dumps(moving.asdict(left()))})
+        client.set_registered_model_tag(lock_name(MODEL), "intent", json.dumps(changed))
+        with open_store() as store:
+            assert moving.finish_interrupted(store, TRACKING) is None
+        assert aliases(client) == {"champion": "1"}
+        assert not lock_is_there(client)
+
+
+def left() -> moving.Lock:
+    """A lock that was left behind."""
+    return moving.replace(moving._new_lock(), abandoned=True)
+
+
+@pytest.mark.parametrize(
+    "call", ["create_run", "set_registered_model_tag", "log_text"], ids=["experiment", "model", "log"]
+)
+def test_who_may_not_write_leaves_no_lock_and_moves_nothing(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str
+) -> None:
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    original = getattr(mlflow.MlflowClient, call)
+
+    def refuse(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if call == "set_registered_model_tag" and name != MODEL:
+            return original(self, name, *args, **kwargs)
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, call, refuse)
+        assert promote("2") == 2
+    assert "Permission denied" in capsys.readouterr().err
+    assert not lock_is_there(client)
+    assert (aliases(client), log()) == ({"champion": "1"}, [])
+    assert promote("2") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lock_of_another_account_is_told_in_one_line(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold(client, by="ann@elsewhere", abandoned=True)
+
+    def refuse(*args: Any) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag", refuse)
+    assert promote("2") == 2
+    assert capsys.readouterr().err.partition(": ann@")[2] == (
+        "elsewhere left the lock of tiny's aliases, which this account may not remove; they, or an administrator, "
+        "have to run the command, or to delete the registered model 'tiny-promotion'\n"
+    )
+
+
+def test_two_who_take_the_same_lock_over_finish_it_once(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promote("1") == 0
+    hold(client, abandoned=True)
+    gate, written, failures, finished = threading.Barrier(2), threading.Barrier(2), [], []
+
+    # Both write their name before either looks whose stands: what the pause is for, whatever the machine's speed.
+    def sleep(seconds: float) -> None:
+        if seconds == moving.SETTLE:
+            written.wait()
+        else:
+            time.sleep(seconds)
+
+    monkeypatch.setattr(moving, "time", SimpleNamespace(time=time.time, sleep=sleep))
 
     def finish() -> None:
         try:
             gate.wait()
-            moving.finish_interrupted(store, TRACKING)
+            finished.append(moving._take_over(store, TRACKING, read_lock(store, TRACKING)))  # type: ignore[arg-type]
         except Exception as error:
             failures.append(error)
 
@@ -545,6 +683,7 @@ def test_two_who_take_the_same_lock_over_finish_it_once(client: mlflow.MlflowCli
         for thread in threads:
             thread.join()
     assert failures == []
+    assert sorted(each is None for each in finished) == [False, True]
     assert aliases(client) == {"champion": "2", "previous": "1"}
     assert told()[1:] == [("promoted", "2", "1", "2")]
     assert not lock_is_there(client)

@@ -374,8 +374,7 @@ def test_nothing_is_told_from_a_file_that_was_changed(registry: Registry, name: 
         ({"data_dvc": None}, []),
         ({"data_dvc": None, "data_revision": REVISION}, []),
         ({"data_revision": REVISION}, [f"git checkout {REVISION} -- data.dvc", "dvc pull data.dvc"]),
-        ({"git": {"commit": COMMIT, "dirty": False}}, [f"git checkout {COMMIT} -- data.dvc", "dvc pull data.dvc"]),
-        # The commit of a container's image says nothing of the data.
+        # The code's commit says nothing of the data.
         ({"git": {"commit": COMMIT, "dirty": False}, "image": IMAGE}, [f"pdnet data pull --md5 {DVC} {WHERE}"]),
         ({"git": {"commit": COMMIT, "dirty": True}}, [f"pdnet data pull --md5 {DVC} {WHERE}"]),
         ({"git": {"commit": None, "dirty": None}}, [f"pdnet data pull --md5 {DVC} {WHERE}"]),

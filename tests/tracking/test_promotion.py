@@ -40,6 +40,7 @@ from pdnet.errors import ConfigError
 from pdnet.files import file_digest, folder_digest, read_json, write_json
 from pdnet.steps.promote import judge_and_promote
 from pdnet.steps.rescore import rescore
+from pdnet.steps.rollback import rollback
 from pdnet.tracking import PromotionPolicy
 from pdnet.tracking.aliases import read_log
 from pdnet.tracking.promotion import (
@@ -152,6 +153,32 @@ def test_exactly_the_allowance_is_allowed() -> None:
     assert [row.ok for row in rows if row.what.startswith("  dance")] == [True]
 
 
+def without_scenarios(of: Evidence) -> Evidence:
+    assert of.clips is not None
+    return dataclasses.replace(of, clips=of.clips.drop(columns="scenario"))
+
+
+def test_the_scenarios_of_one_side_are_those_of_both() -> None:
+    candidate = evidence("2", scores(89.0, dance=-5.0))
+    for pair in ((without_scenarios(candidate), CHAMPION), (candidate, without_scenarios(CHAMPION))):
+        (reason,) = refusals(*pair, confidence=0.01)
+        assert reason.startswith("dance: J&F ")
+
+
+def test_scenarios_that_nobody_knows_are_refused_where_there_is_a_limit() -> None:
+    pair = without_scenarios(evidence("2", scores(89.0))), without_scenarios(CHAMPION)
+    (reason,) = refusals(*pair)
+    assert reason == "neither version says of which scenarios its clips are, and the policy limits the loss in each"
+    assert refusals(*pair, scenario_allowance=100.0) == []
+    named = (ScenarioAllowance("dance", 3.0),)
+    assert len(refusals(*pair, scenario_allowance=100.0, scenario_allowances=named)) == 1
+    assert refusals(pair[0], None) == []
+    clips = evidence("2", scores(89.0)).clips
+    assert clips is not None
+    unnamed = clips.assign(scenario=[None, *clips["scenario"][1:]])  # a row without one would be passed over
+    assert len(refusals(dataclasses.replace(pair[0], clips=unnamed), pair[1])) == 1
+
+
 def test_the_first_champion_is_judged_by_what_needs_no_other() -> None:
     judgement = judge(evidence("1"), None, PromotionPolicy())
     assert (judgement.promoted, judgement.reasons) == (True, ("J&F 86.00, the first champion",))
@@ -201,7 +228,10 @@ def test_what_is_damaged_is_judged_by_nothing_else() -> None:
     assert judgement.reasons == ("version 2: pdnet.onnx: missing; version 2: x: not listed",)
     assert [row.what for row in judgement.rows] == ["files"]
     judgement = judge(evidence("2", scores(89.0)), Evidence("1", damage=("a: missing",)), PromotionPolicy())
-    assert judgement.reasons == ("version 1, the champion: a: missing",)
+    assert judgement.reasons == (
+        "version 1, the champion: a: missing; nothing can be judged against it: `pdnet rollback`, or remove the alias "
+        "champion on MLflow's page of the model",
+    )
 
 
 def test_figures_that_are_none_are_refused() -> None:
@@ -369,6 +399,7 @@ def test_allowances_by_name(tmp_path: Path) -> None:
             "scenario_allowances, dance: -1 points, expected 0 to 100",
         ),
         ("min_jf: 1\nmin_jf: 2", "line 2: the key 'min_jf' is in line 1 already"),
+        ("data_md5: abc", "data_md5: 'abc', expected 32 digits of 0-9a-f and .dir, or nothing"),
         ("- 1", "the file: found [1] (list), expected a mapping of keys"),
         (None, "no such file; expected a promotion policy as YAML"),
     ],
@@ -399,13 +430,11 @@ def promote_module() -> Any:
     return importlib.import_module("pdnet.steps.promote")
 
 
-@pytest.fixture(scope="module", params=["sqlite"])
-def registry(
-    request: pytest.FixtureRequest, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a store with two models, the second better."""
     root = tmp_path_factory.mktemp("registry")
-    with new_store(request.param, root, empty_database) as uri:
+    with new_store("sqlite", root, empty_database) as uri:
         for name, jf in {"first": 80.0, "second": 82.0}.items():
             add_model(write_run(root / name, scores(jf)))
         yield uri
@@ -579,7 +608,10 @@ def answer(client: mlflow.MlflowClient, tag: str) -> Callable[[], None]:
     return lambda: client.set_model_version_tag(MODEL, "2", "approval", tag)
 
 
-@pytest.mark.parametrize(("tag", "code"), [("approved", 0), ("rejected", 3), ("Approved ", 0), ("approved over 1", 0)])
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [("approved", 0), ("rejected", 3), ("Approved ", 0), ("approved over 1", 0), ("Rejected over 1", 3)],
+)
 def test_a_person_agrees_or_does_not(
     client: mlflow.MlflowClient, while_waiting: Wait, capsys: pytest.CaptureFixture[str], tag: str, code: int
 ) -> None:
@@ -596,11 +628,11 @@ def test_a_person_agrees_or_does_not(
     entry = log()[-1]
     assert entry["approval"] == tag.strip().lower()
     if code:
-        assert "pdnet: error: tiny/2 is refused: rejected by a person: the tag approval is 'rejected'" in printed.err
+        assert "pdnet: error: tiny/2 is refused: rejected by a person: the tag approval is 'rejected" in printed.err
         assert entry["outcome"] == "refused"
 
 
-@pytest.mark.parametrize("old", ["approved", "rejected", "approved over 7"])
+@pytest.mark.parametrize("old", ["approved", "rejected", "approved over 7", "rejected over 7"])
 def test_an_old_answer_does_not_count_for_another_judgement(
     client: mlflow.MlflowClient, while_waiting: Wait, capsys: pytest.CaptureFixture[str], old: str
 ) -> None:
@@ -610,7 +642,34 @@ def test_an_old_answer_does_not_count_for_another_judgement(
     assert len(waits) == 2
     text = capsys.readouterr().err
     assert f"the tag approval was '{old}' before this judgement and does not count" in text
-    assert "set the tag approval to 'approved over 1' or 'rejected'" in text
+    assert "set the tag approval to 'approved over 1' or 'rejected over 1'" in text
+
+
+def test_who_rejected_an_older_judgement_can_reject_this_one(client: mlflow.MlflowClient, while_waiting: Wait) -> None:
+    client.set_model_version_tag(MODEL, "2", "approval", "rejected")
+    while_waiting(answer(client, "Rejected"), answer(client, "Rejected over 1"))
+    assert promote("--require-approval") == 3
+    assert log()[-1]["approval"] == "rejected over 1"
+
+
+def test_a_store_that_is_away_for_a_while_does_not_end_the_waiting(
+    client: mlflow.MlflowClient,
+    while_waiting: Wait,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri = client.tracking_uri
+
+    def goes() -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
+
+    def comes_back() -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    while_waiting(goes, lambda: None, comes_back, answer(client, "approved"))
+    assert promote("--require-approval") == 0
+    assert capsys.readouterr().err.count("; goes on waiting\n") == 1
+    assert aliases(client) == {"champion": "2", "previous": "1"}
 
 
 def test_an_answer_that_names_the_champion_may_come_first(
@@ -679,7 +738,7 @@ def test_a_champion_of_other_data_is_scored_again_on_the_candidates(
     assert promote("--candidate", better, "--videos", str(portraits)) == 0
     printed = capsys.readouterr()
     assert f"{videos[:8]}, scored again" in printed.out
-    assert f"score version {champion} on the data of version {better} 6/6" in printed.err
+    assert f"score version {champion} on data version {videos[:8]} 6/6" in printed.err
     assert aliases(client) == {"champion": better, "previous": champion}
 
     figures, weights = log()[-1]["figures"], tmp_path / "champion" / "train"
@@ -701,17 +760,55 @@ def test_a_candidate_that_is_worse_on_its_own_data_is_refused(
     assert log()[-1]["figures"]["difference"]["low"] < 0
 
 
+def test_a_policy_may_name_the_data_that_both_are_scored_on(
+    client: mlflow.MlflowClient, tmp_path: Path, portraits: Path, videos: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.delete_registered_model_alias(MODEL, "champion")
+    policy = tmp_path / "ground.yaml"
+    policy.write_text(f"data_md5: {videos}\nmin_jf: 0.1\n")
+    add_real_champion(client, tmp_path / "real")  # 99 on easy data of its own
+    client.delete_registered_model_alias(MODEL, "champion")
+    real = max((each.version for each in client.search_model_versions(f"name = '{MODEL}'")), key=int)
+    command = ["promote", "--policy", str(policy), "--candidate", str(real)]
+    assert main(command) == 3  # with no data at hand
+    assert f"version {real} was scored on data version {OTHER}, the judgement is on {videos}" in capsys.readouterr().err
+    assert main([*command, "--videos", str(portraits)]) == 0
+    first = log()[-1]
+    assert first["data"] == videos
+    assert 0 < first["figures"]["candidate"] < 90
+
+    better = add_model(write_run(tmp_path / "better", {"talk/c": 98.0}, data=videos))
+    command[-1] = better
+    assert main([*command, "--videos", str(portraits)]) == 0
+    assert log()[-1]["figures"]["champion"] == pytest.approx(first["figures"]["candidate"])
+    assert log()[-1]["figures"]["candidate"] == pytest.approx(98.0)
+
+
+def test_a_defect_of_the_scoring_is_not_called_one_of_the_store(
+    client: mlflow.MlflowClient, tmp_path: Path, portraits: Path, videos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_real_champion(client, tmp_path / "champion")
+    better = add_model(write_run(tmp_path / "better", {"talk/c": 98.0}, data=videos))
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(promote_module(), "rescore", broken)
+    with pytest.raises(RuntimeError, match=r"^a defect$"):
+        judge_and_promote(version=better, policy=PromotionPolicy(), videos=portraits, config=tiny_config())
+
+
 def test_data_that_are_not_there_are_named_with_the_command_that_brings_them(
     client: mlflow.MlflowClient, tmp_path: Path, portraits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     champion = add_real_champion(client, tmp_path / "champion")
     folders = write_run(tmp_path / "candidate", {"talk/c": 98.0})
-    change(folders["train"] / "run.json", git_dirty=False)
+    change(folders["train"] / "run.json", data_revision="0123456789abcdef0123456789abcdef01234567")
     candidate = add_model(folders)
     for more, where in ((["--videos", str(portraits)], f"{portraits} holds "), ([], "data/mvps holds nothing")):
         assert promote("--candidate", candidate, *more) == 3
         message = capsys.readouterr().err
-        assert f"version {champion}, the champion, was scored on data version {OTHER}, this one on {DATA}" in message
+        assert f"version {champion} was scored on data version {OTHER}, the judgement is on {DATA}; " in message
         assert where in message
         assert "`git checkout 0123456789abcdef0123456789abcdef01234567 -- data.dvc && dvc pull data.dvc`" in message
     assert aliases(client) == {"champion": champion}
@@ -767,6 +864,17 @@ def test_a_pipeline_does_not_wait_for_a_person(client: mlflow.MlflowClient) -> N
     assert (verdict.promoted, verdict.champion) == (False, "1")
     assert verdict.reasons[-1] == "a person has to agree: pdnet promote --candidate 2"
     assert (aliases(client), log()) == ({"champion": "1"}, [])
+
+
+def test_a_pipeline_does_not_bring_back_what_was_rolled_back(client: mlflow.MlflowClient) -> None:
+    config = tiny_config()
+    assert judge_and_promote(version="2", policy=PromotionPolicy(), videos=None, config=config).promoted
+    rollback(config=config)
+    verdict = judge_and_promote(version="2", policy=PromotionPolicy(), videos=None, config=config)
+    assert (verdict.promoted, verdict.champion) == (False, "1")
+    assert verdict.reasons == ("it was rolled back; a person may decide otherwise: pdnet promote --candidate 2",)
+    assert promote("--candidate", "2") == 0
+    assert aliases(client)["champion"] == "2"
 
 
 def test_a_pipeline_that_registers_the_champion_again_changes_nothing(client: mlflow.MlflowClient) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
+import re
 import subprocess
 import sys
+import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -279,6 +283,14 @@ def test_kinds_of_pixels_are_read_as_by_the_package(drawn: list[np.ndarray], mod
     assert found.shape == ((96, 72, 3) if options else (72, 96, 3))
 
 
+def test_every_level_of_16_bits_is_read_as_by_the_package(tmp_path: Path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)).save(path)
+    found = served_model.read_frame(path.read_bytes(), "", 1 << 20)
+    np.testing.assert_array_equal(found, read_image(path))
+    assert len(np.unique(found)) == 256
+
+
 @pytest.mark.parametrize(
     ("name", "codec"),
     [
@@ -447,7 +459,15 @@ def test_a_huge_image_is_refused_before_it_is_decoded(refused: Callable[..., str
         header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
         bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
         message = refused({"frame": [bomb + chunk(b"IEND", b"")]})
-        assert "9000x9000 pixels; expected at most 67,108,864 in all" in message or "exceeds limit" in message
+        assert "9000x9000 pixels; expected at most 35,389,440 in all" in message or "exceeds limit" in message
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 16_385)])
+def test_a_thin_image_is_refused(refused: Callable[..., str], size: tuple[int, int]):
+    """Enlarging goes by way of an array as wide as the frame and as high as the network's output."""
+    width, height = size
+    message = refused({"frame": [encode(np.zeros((height, width, 3), np.uint8))]})
+    assert message == f"row 0 of `frame`: {width}x{height} pixels; expected at most 16,384 a side"
 
 
 def test_a_truncated_video(served: Served, refused: Callable[..., str], drawn: list[np.ndarray], tmp_path: Path):
@@ -517,6 +537,61 @@ def test_limits_of_the_server(served: Served, drawn: list[np.ndarray], tmp_path:
     with pytest.raises(MlflowException, match=r"row 0 of `clip`: more than 5 frames; expected a shorter clip"):
         short.predict(pd.DataFrame({"clip": [clip]}))
     assert len(short.predict(pd.DataFrame({"frame": drawn[:5]}))) == 5
+
+
+def test_a_whole_request_is_limited_too(served: Served, drawn: list[np.ndarray], tmp_path: Path):
+    limited = mlflow.pyfunc.load_model(str(served.folder), model_config={"longest_request": 10})
+    eight, two = make_video(tmp_path / "a.mp4", drawn), make_video(tmp_path / "b.mp4", drawn[:2])
+    too_long = r"the request has more than 10 frames in all; expected a shorter one$"
+    assert len(limited.predict(pd.DataFrame({"clip": [eight, two]}))) == 10
+    with pytest.raises(MlflowException, match=too_long):
+        limited.predict(pd.DataFrame({"clip": [eight, two, two]}))
+    # so many rows are refused before the first of them is looked at
+    for column in ("clip", "frame"):
+        with pytest.raises(MlflowException, match=too_long):
+            limited.predict(pd.DataFrame({column: [b"no recording"] * 11}))
+    answer = served.frames(drawn)
+    size = sum(map(len, answer["mask"]))
+    enough = mlflow.pyfunc.load_model(str(served.folder), model_config={"largest_answer": size})
+    pd.testing.assert_frame_equal(enough.predict(pd.DataFrame({"frame": drawn})), answer)
+    little = mlflow.pyfunc.load_model(str(served.folder), model_config={"largest_answer": size - 1})
+    with pytest.raises(MlflowException, match=rf"the masks take more than {size - 1:,} bytes; expected a smaller"):
+        little.predict(pd.DataFrame({"frame": drawn}))
+
+
+def test_base64_is_told_by_the_same_pattern_as_ever():
+    """Possessive parts, which need no second look, match what those that give back did: all short strings of a kind."""
+    plain = re.compile(rb"[A-Za-z0-9+/\r\n]+=*\s*")
+    for length in range(7):
+        for letters in itertools.product(b"A\n= \t!", repeat=length):
+            text = bytes(letters)
+            assert (served_model._BASE64.fullmatch(text) is None) == (plain.fullmatch(text) is None), text
+
+
+def test_a_cell_of_newlines_takes_time_in_proportion_to_its_length():
+    """Eight times the length: eight times the time, and 64 times where each newline is looked at again for each."""
+
+    def seconds(newlines: int) -> float:
+        cell = b"A" + b"\n" * newlines + b"!"
+        taken = []
+        for _ in range(5):
+            start = time.process_time()
+            assert served_model._BASE64.fullmatch(cell) is None
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(16_000) < 24 * max(seconds(2_000), 1e-6)
+
+
+def test_enlarging_takes_no_second_array_of_the_frames_size():
+    values = np.random.default_rng(2).random((65, 65)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        result = served_model.enlarge(values, 2000, 1500)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.nbytes < peak < 1.3 * result.nbytes
 
 
 def test_a_video_may_grow_up_to_the_limit(served: Served, drawn: list[np.ndarray], tmp_path: Path):

@@ -366,6 +366,12 @@ def test_the_same_model_is_registered_once(registered: Registered, store: Path, 
     (folders["train"] / "model.safetensors").write_bytes(b"weights of train")
     assert register(folders) == dataclasses.replace(first, new=False)
     assert str(client.get_model_version_by_alias("pdnet", "candidate").version) == "1"
+    scores = json.loads((folders["evaluation"] / "scores.json").read_text())
+    scores["speed"] |= {"device": "NVIDIA L4", "network_fps": 99.0}
+    (folders["evaluation"] / "scores.json").write_text(json.dumps(scores))
+    third = register(folders)  # the same weights, measured elsewhere
+    assert (third.version, third.new) == ("3", True)
+    assert client.get_model_version("pdnet", "3").tags["fps.device"] == "NVIDIA L4"
 
 
 def test_versions_carry_the_facts_to_compare_them_by(registered: Registered) -> None:
@@ -390,7 +396,7 @@ def test_versions_carry_the_facts_to_compare_them_by(registered: Registered) -> 
 
 def test_the_model_card_is_the_versions_description(registered: Registered) -> None:
     card = registered.client.get_model_version("pdnet", registered.first.version).description
-    assert card.startswith("**J&F 86.0** (95 % interval over clips 40.0 to 90.0) on 3 validation clips, 12 frames")
+    assert card.startswith("J&F 86.0 (95 % interval over clips 40.0 to 90.0) on 3 validation clips, 12 frames")
     for told in (
         "| dance | 1 | 40.0 | 40.0 | 40.0 |",
         "- 6 of 12 frames (50.0 %) have a J&F below 70.",  # the 4 of dance, 2 of talk/clip_2

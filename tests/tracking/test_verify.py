@@ -17,18 +17,16 @@ import onnx
 import pandas as pd
 import pytest
 import yaml
-from finished_run import train_log
 from onnx import numpy_helper
-from tiny_profile import SIZE, decided_network, tiny_config, write_params
+from real_run import write_real_run
+from tiny_profile import decided_network, tiny_config, write_params
 
-from pdnet import steps
 from pdnet.cli import main
 from pdnet.config import config_hash, to_mapping
 from pdnet.errors import DataError, TrackingError, VerificationError
 from pdnet.evaluation.scoring import summarise
 from pdnet.files import file_digest, folder_digest, read_json, write_json
 from pdnet.steps.evaluate import nested
-from pdnet.steps.lineage import RunRecord
 from pdnet.steps.verify import verify
 from pdnet.tracking import Registration, register_model
 from pdnet.tracking.store import open_store
@@ -75,7 +73,7 @@ def registry(portraits: Path, empty_database: Path, tmp_path_factory: pytest.Tem
         patch.setenv("PDNET_GIT_COMMIT", COMMIT)
         patch.chdir(root)
         write_params(root / "params.yaml")
-        folders = write_run(root / "build", Path("data/mvps"))
+        folders = write_real_run(root / "build", Path("data/mvps"))
         config = tiny_config()
         registration = register_model(
             config=to_mapping(config),
@@ -85,28 +83,6 @@ def registry(portraits: Path, empty_database: Path, tmp_path_factory: pytest.Tem
             tracking=config.tracking,
         )
         yield Registry(root, registration, folder_digest(root / "data" / "mvps")[0])
-
-
-def write_run(root: Path, videos: Path) -> dict[str, Path]:
-    """The folders of a pipeline run whose training did nothing: the rest is done by the steps."""
-    config = tiny_config()
-    names = ("validation", "pretrain", "train", "evaluation", "export")
-    folders = {name: root / name for name in names}
-    validation, pretrain, train, evaluation, export = folders.values()
-    data = {"videos": videos, "images": videos / "Stills"}
-    for folder in (validation, pretrain, train):
-        folder.mkdir(parents=True)
-    record = RunRecord("validate", config, data=data)
-    record.write(validation)
-    write_json(validation / "data.json", {"valid": True, "data": record.facts["data"]})
-    for name, folder, parent in (("pretrain", pretrain, validation), ("train", train, pretrain)):
-        record = RunRecord(name, config, parents=(parent,), data=data)
-        save_model(folder / "model.safetensors", decided_network(), record.model_facts(size=SIZE))
-        train_log(3).assign(lr_encoder=1e-3).to_parquet(folder / "log.parquet")
-        record.write(folder, device="Example CPU", precision="fp32")
-    steps.evaluate(videos=videos, model=train, out=evaluation, config=config)
-    steps.export_onnx(videos=videos, model=train, evaluation=evaluation, out=export, config=config)
-    return folders
 
 
 @contextlib.contextmanager

@@ -5,22 +5,28 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 pytest.importorskip("mlflow")
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from real_runs import Project
 from restartable_server import Server
+from tiny_profile import MODEL, tiny_config
 
 from pdnet.config import load_config
 from pdnet.files import read_json
+from pdnet.model import ModelConfig, PDNet
 from pdnet.steps import train
+from pdnet.steps.lineage import RunRecord
 from pdnet.steps.track_sync import track_sync
+from pdnet.steps.training import learn
 from pdnet.tracking.curves import curve_points
 
 PATIENCE = 120.0
@@ -136,3 +142,49 @@ def test_two_processes_that_are_stopped_and_go_on_give_one_run(
     assert_holds_the_log(client, again, tmp_path / "out")
     facts = read_json(tmp_path / "out" / "run.json")
     assert (facts["mlflow_run_id"], facts["processes"]) == (run.info.run_id, 2)
+    assert facts["seconds"] >= round(pd.read_parquet(tmp_path / "out" / "log.parquet")["seconds"].iloc[-1], 1)
+
+
+def loop_of(rows: list[dict[str, Any]], then: Callable[[], object] = lambda: None) -> Callable[..., pd.DataFrame]:
+    """A training that has done those iterations."""
+
+    def loop(on_iteration: Callable[[dict[str, Any]], None]) -> pd.DataFrame:
+        for row in rows:
+            on_iteration(row)
+        then()
+        return pd.DataFrame(rows)
+
+    return loop
+
+
+def learnt(out: Path, loop: Callable[..., pd.DataFrame]) -> None:
+    learn(
+        loop, network=PDNet(ModelConfig(**MODEL)), out=out, record=RunRecord("train", tiny_config()), facts={},
+        device=torch.device("cpu"), dtype=torch.float32, checkpoints=None, experiment="tiny",
+    )  # fmt: skip
+
+
+def test_the_time_of_a_training_that_went_on_is_that_of_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = datetime.now(UTC)
+    row = {"epoch": 0, "phase": "video", "loss": 1.0}
+    learnt(tmp_path / "out", loop_of([{**row, "step": 0, "seconds": 3600.0}, {**row, "step": 1, "seconds": 7200.06}]))
+    facts = read_json(tmp_path / "out" / "run.json")
+    assert facts["seconds"] == 7200.1
+    ended = datetime.fromisoformat(facts["started"]) + timedelta(seconds=facts["seconds"])
+    assert before - timedelta(seconds=1) <= ended <= datetime.now(UTC) + timedelta(seconds=1)
+    learnt(tmp_path / "short", loop_of([{**row, "step": 0, "seconds": 0.0}], then=lambda: time.sleep(0.3)))
+    assert read_json(tmp_path / "short" / "run.json")["seconds"] >= 0.3  # what is not an iteration counts too
+
+
+def test_what_cannot_be_put_into_place_is_not_on_record_as_finished(client: MlflowClient, tmp_path: Path) -> None:
+    before = {run.info.run_id for run in runs(client)}
+    out = tmp_path / "out"
+    rows = [{"step": 0, "epoch": 0, "phase": "video", "loss": 1.0, "seconds": 0.1}]
+    with pytest.raises(OSError, match="out"):
+        learnt(out, loop_of(rows, then=lambda: out.write_text("somebody else's")))
+    (run,) = [run for run in runs(client) if run.info.run_id not in before]
+    assert run.info.status == "FAILED"
+    assert run.data.metrics["train/loss_video"] == 1.0
