@@ -4,7 +4,8 @@ Each takes keyword-only paths in and out plus the configuration, and writes its 
 
     data -> validate -> pretrain -> train -> evaluate -> export_onnx (-> export_tensorrt) -> report -> register
 
-`synthesise` makes data where there are none; `outcome` records a pipeline run that failed.
+`synthesise` makes data where there are none; `outcome` records a pipeline run that failed. What people ask of the
+registry stands beside them, a module each: promote, rollback, show_lineage, verify, export_triton, track_sync.
 """
 
 from pdnet.steps.data import data

@@ -1,12 +1,27 @@
-"""The record of models: one MLflow run and one registry version for each finished pipeline run.
+"""The record of models: MLflow runs, versions of the registered model, and which of them is in use.
 
-read_record       the steps' folders as parameters, curves, figures, tags and files     (record.py)
-write_samples     pictures for a person                                                 (samples.py)
-open_store        the MLflow store: which, quietly, with clear errors                   (store.py)
-register_model    the record into the store, the ONNX model into the registry           (registry.py)
-judge             whether a version has earned to be the champion                       (promotion.py)
-carry_out         the aliases moved: one at a time, whole, and on record                (aliases.py)
-record_outcome    a pipeline run that did not succeed                                   (outcome.py)
+Written by `register`:
+
+    release       all that a version holds, in one folder that stands for itself
+    record        what is recorded of a pipeline run; curves, figures, samples, card are parts of it
+    pyfunc        the release as a model that MLflow serves; served_model is the script that runs there
+    registry      both into the store
+    outcome       a pipeline run that did not succeed
+
+Written while a training runs:
+
+    live          what the training calls
+    journal       on disk first
+    recorder      the process that sends it
+    delivery      how a journal becomes a run; also what `pdnet track sync` does
+
+Read and moved afterwards:
+
+    store         the connection
+    versions      looked up and fetched
+    promotion     policy and judgement, without a store
+    aliases       champion and previous: the lock, the moves, the log
+    lineage       where a version came from
 """
 
 from __future__ import annotations

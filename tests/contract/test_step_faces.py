@@ -90,7 +90,7 @@ def command_of(step: str) -> argparse.ArgumentParser:
 #: data.dvc stands for the data, and an engine needs a GPU: no stages of DVC
 NO_STAGE = {"data", "export_tensorrt"}
 #: commands that are no step of the pipeline, but write a folder or a record as one does
-BESIDE = {"synthesise", "outcome"}
+BESIDE = ("synthesise", "outcome")
 #: commands that people give to the registry
 REGISTRY = {"export_triton", "promote", "rollback", "show_lineage", "verify", "track_sync"}
 NAMES = [step.__name__ for step in steps.STEPS]
