@@ -111,12 +111,14 @@ def show_progress() -> Iterator[None]:
     handler = _ProgressHandler()
     log = logging.getLogger("pdnet")
     log.addHandler(handler)
+    level = log.level
     log.setLevel(logging.INFO)
     try:
         yield
     finally:
         handler.close_bar()
         log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

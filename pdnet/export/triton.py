@@ -63,7 +63,7 @@ def write_repository(release: Path, out: Path, *, model: str, version: str) -> N
         DataError: the folder is no release, or `out` holds other files.
         ExportError: the release has no streaming pair, or not the files that were compared with the network.
     """
-    lineage = read_object(release / "lineage.json", ("git.commit",))
+    lineage = read_object(release / "lineage.json", ("git",))
     parity = read_object(release / "parity.json")
     compared = (parity.get("streaming") or {}).get("files")
     if not compared:

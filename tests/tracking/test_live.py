@@ -193,6 +193,7 @@ def test_a_server_that_is_not_there_costs_one_line_and_no_data(
 ) -> None:
     server = Server(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", "//user:secret@"))
+    caplog.clear()  # of what making the store told
     with caplog.at_level(logging.INFO, "pdnet"), recorded("away") as run:
         for step in range(6):
             run.append(row(step))
@@ -238,6 +239,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_all(
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         client, steps = MlflowClient(server.uri), [0]
+        caplog.clear()  # of what making the store told
         with caplog.at_level(logging.INFO, "pdnet"), recorded("returns") as run:
 
             def until_told(lines: int) -> None:
