@@ -1,17 +1,29 @@
 """The cluster manifests, rendered for every overlay and read as an API server and a network would.
 
 A check returns what it objects to. Each is run over every overlay, and over manifests with the fault that it is for.
+At the end the pod of MLflow is started as a kubelet would, its containers as processes.
 """
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import copy
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import tempfile
+import time
 import tomllib
+import urllib.error
+import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +33,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "infra" / "k8s"
+STACK = ROOT / "infra" / "stack"
 OVERLAYS = ("minimal", "gke", "eks", "on-prem")
 #: Oldest and newest Kubernetes that the schemas are checked against.
 VERSIONS = ("1.30", "1.37")
@@ -128,20 +141,40 @@ def namespace_of_runs(docs: list[Doc]) -> str:
     return cache["metadata"]["namespace"]
 
 
-def documented_secrets() -> dict[str, set[str]]:
-    """The table in the README: secret -> its keys, optional ones included."""
+def table_of_secrets() -> list[tuple[str, str, str, str]]:
+    """The table in the README: secret, its keys, its optional keys, the namespaces that it is in."""
     text = (K8S / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([a-z0-9-]+)` \|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
-    return {name: set(re.findall(r"`(\w+)`", required + optional)) for name, required, optional in rows}
+    return re.findall(r"^\| `([a-z0-9-]+)` \|([^|]*)\|([^|]*)\|([^|]*)\|", text, re.MULTILINE)
+
+
+def documented_secrets(*, optional: bool = True) -> dict[str, set[str]]:
+    """Secret -> its keys, with those that may be missing or without."""
+    rows = table_of_secrets()
+    return {name: set(re.findall(r"`(\w+)`", keys + others * optional)) for name, keys, others, _ in rows}
+
+
+def environment(docs: list[Doc], container: Doc, secrets: dict[tuple[str, str], str] | None = None) -> dict[str, str]:
+    """The variables of a container as the kubelet sets them; without `secrets` theirs are `<secret>`."""
+    maps = {doc["metadata"]["name"]: doc["data"] for doc in of_kind(docs, "ConfigMap")}
+    known = {}
+    for entry in container.get("env", []):
+        source = entry.get("valueFrom", {})
+        if "value" in entry:
+            known[entry["name"]] = entry["value"]
+        elif found := source.get("configMapKeyRef"):
+            known[entry["name"]] = maps[found["name"]][found["key"]]
+        elif secrets is None:
+            known[entry["name"]] = "<secret>"
+        elif (key := (source["secretKeyRef"]["name"], source["secretKeyRef"]["key"])) in secrets:
+            known[entry["name"]] = secrets[key]
+        else:
+            assert source["secretKeyRef"].get("optional"), f"no Secret {key}: the container would not start"
+    return known
 
 
 def command_line(docs: list[Doc], container: Doc) -> list[str]:
     """Command and arguments as the kubelet starts them: `$(NAME)` replaced from the environment."""
-    maps = {doc["metadata"]["name"]: doc["data"] for doc in of_kind(docs, "ConfigMap")}
-    known = {}
-    for entry in container.get("env", []):
-        source = entry.get("valueFrom", {}).get("configMapKeyRef")
-        known[entry["name"]] = maps[source["name"]][source["key"]] if source else entry.get("value", "<secret>")
+    known = environment(docs, container)
     words = container.get("command", []) + container.get("args", [])
     return [re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], word) for word in words]
 
@@ -199,7 +232,7 @@ def references(docs: list[Doc]) -> list[str]:
     """Whatever is named exists: among the documents, or, for Secrets, in the README's table."""
     problems = []
     maps = {(doc["metadata"]["namespace"], doc["metadata"]["name"]): doc["data"] for doc in of_kind(docs, "ConfigMap")}
-    secrets = documented_secrets()
+    secrets, sure = documented_secrets(), documented_secrets(optional=False)
     classes = {doc["metadata"]["name"] for doc in of_kind(docs, "StorageClass")}
     for doc in workloads(docs):
         namespace, pod = doc["metadata"]["namespace"], doc["spec"]["template"]["spec"]
@@ -210,6 +243,8 @@ def references(docs: list[Doc]) -> list[str]:
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             if claim and (namespace, claim) not in keys(docs, "PersistentVolumeClaim"):
                 problems.append(f"{name_of(doc)}: no PersistentVolumeClaim {claim}")
+            if "configMap" in volume and (namespace, volume["configMap"]["name"]) not in maps:
+                problems.append(f"{name_of(doc)}: no ConfigMap {volume['configMap']['name']} to mount")
         volumes = {volume["name"] for volume in pod.get("volumes", [])} | claims
         for box in containers(doc):
             where = f"{name_of(doc)}, {box['name']}"
@@ -226,6 +261,8 @@ def references(docs: list[Doc]) -> list[str]:
                 found = source.get("secretKeyRef")
                 if found and found["key"] not in secrets.get(found["name"], set()):
                     problems.append(f"{where}: Secret {found['name']} with {found['key']} is not in the README")
+                elif found and not found.get("optional") and found["key"] not in sure[found["name"]]:
+                    problems.append(f"{where}: does not start without {found['key']}, which is optional in the README")
             names = [entry["name"] for entry in box.get("env", [])]
             used = re.findall(r"\$\((\w+)\)", " ".join(box.get("command", []) + box.get("args", [])))
             problems += [f"{where}: $({name}) is not in its environment" for name in used if name not in names]
@@ -254,17 +291,23 @@ def no_secret_values(docs: list[Doc]) -> list[str]:
     """Secrets come by reference."""
     problems = [f"{name_of(doc)}: a Secret in the manifests" for doc in of_kind(docs, "Secret")]
     suspicious = re.compile(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+    in_uri = re.compile(r"//[^/@\s]*:[^/@\s]*@")
     for where, _, box in every_container(docs):
         problems += [
             f"{where}: {entry['name']} in clear text"
             for entry in box.get("env", [])
             if suspicious.search(entry["name"]) and "value" in entry
         ]
-        problems += [
-            f"{where}: a password in {word}" for word in box.get("args", []) if re.search(r"//[^/@\s]*:[^/@]*@", word)
-        ]
+        words = box.get("command", []) + box.get("args", [])
+        problems += [f"{where}: a password in {word}" for word in words if in_uri.search(word)]
     for doc in of_kind(docs, "ConfigMap"):
         problems += [f"{name_of(doc)}: {key}" for key in doc["data"] if suspicious.search(key)]
+        problems += [f"{name_of(doc)}: a password in {key}" for key, text in doc["data"].items() if in_uri.search(text)]
+        for name in [key for key in doc["data"] if key.endswith(".ini")]:
+            ini = configparser.ConfigParser()
+            ini.read_string(doc["data"][name])
+            options = [option for section in ini.sections() for option in ini.options(section)]
+            problems += [f"{name_of(doc)}, {name}: {option}" for option in options if suspicious.search(option)]
     return problems
 
 
@@ -418,7 +461,17 @@ FAULTS: dict[str, tuple[Check, Callable[[dict[str, Doc]], object]]] = {
         ),
     ),
     "variable not set": (references, lambda all_: box_of(all_)["args"].append("--static-prefix=$(PREFIX)")),
+    "optional, but not here": (
+        references,
+        lambda all_: box_of(all_)["env"].append(
+            {"name": "X", "valueFrom": {"secretKeyRef": {"name": "pdnet-mlflow", "key": "MLFLOW_TRACKING_TOKEN"}}}
+        ),
+    ),
     "no such volume": (references, lambda all_: pod_of(all_).pop("volumes")),
+    "no such files": (
+        references,
+        lambda all_: pod_of(all_)["volumes"].append({"name": "c", "configMap": {"name": "mlflow-auth"}}),
+    ),
     "no such claim": (
         references,
         lambda all_: pod_of(all_)["volumes"].append({"name": "c", "persistentVolumeClaim": {"claimName": "pdnet-dvc"}}),
@@ -438,6 +491,14 @@ FAULTS: dict[str, tuple[Check, Callable[[dict[str, Doc]], object]]] = {
     "password in the URI": (
         no_secret_values,
         lambda all_: box_of(all_)["args"].append("--registry-store-uri=postgresql://mlflow:x@postgres/mlflow"),
+    ),
+    "password in a file": (
+        no_secret_values,
+        lambda all_: all_["ConfigMap mlflow-auth"]["data"].update({"auth.ini": "[mlflow]\nadmin_password = x"}),
+    ),
+    "password in a file's URI": (
+        no_secret_values,
+        lambda all_: all_["ConfigMap mlflow-auth"]["data"].update({"auth.ini": "[mlflow]\nuri = x://mlflow:x@db/y"}),
     ),
     "secret with data": (
         no_secret_values,
@@ -581,8 +642,8 @@ def test_managed_postgres_leaves_none_behind(sites: dict[str, list[Doc]]) -> Non
     assert not [name_of(doc) for doc in docs if doc["metadata"]["name"] == "postgres"]
     assert may_connect(docs, ("pdnet", MLFLOW), None, 5432)
     for box in containers(by_name(docs)["Deployment mlflow"]):
-        assert any("@10.0.0.9:5432/" in word for word in command_line(docs, box))
-        assert {"name": "PGSSLMODE", "value": "require"} in box["env"]
+        known = environment(docs, box)
+        assert (known["PGHOST"], known["PGSSLMODE"]) == ("10.0.0.9", "require"), box["name"]
 
 
 # What the manifests and others must agree on.
@@ -610,12 +671,12 @@ def test_mlflow_takes_its_command_lines(sites: dict[str, list[Doc]]) -> None:
 
     for site, docs in sites.items():
         all_ = by_name(docs)
-        (migrate,) = pod_of(all_)["initContainers"]
+        migrate = pod_of(all_)["initContainers"][0]
         name, values = parsed_by_mlflow(command_line(docs, migrate))
         server, settings = parsed_by_mlflow(command_line(docs, box_of(all_)))
         assert (name, server) == ("upgrade", "server")
         assert values["url"] == settings["backend_store_uri"]
-        assert settings["backend_store_uri"].startswith("postgresql+psycopg2://mlflow@")
+        assert settings["backend_store_uri"] == "postgresql+psycopg2:///mlflow"
         assert settings["artifacts_destination"].startswith("s3://")
         assert settings["serve_artifacts"] is True
         assert settings["host"] == "0.0.0.0"
@@ -637,6 +698,52 @@ def test_mlflow_takes_its_command_lines(sites: dict[str, list[Doc]]) -> None:
         parsed_by_mlflow([*words, "--artifact-destination=s3://pdnet"])
     with pytest.raises(click.BadParameter):
         parsed_by_mlflow([*words, "--port=http"])
+
+
+def test_everybody_has_to_sign_in(sites: dict[str, list[Doc]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.server import _find_app
+    from mlflow.server.auth.config import DEFAULT_AUTHORIZATION_FUNCTION, read_auth_config
+
+    for docs in sites.values():
+        all_ = by_name(docs)
+        server = box_of(all_)
+        _, settings = parsed_by_mlflow(command_line(docs, server))
+        assert _find_app(settings["app_name"]) == "mlflow.server.auth:create_app"
+        _, accounts = pod_of(all_)["initContainers"]
+        known = {box["name"]: environment(docs, box) for box in (accounts, server)}
+        (tmp_path / "auth.ini").write_text(all_["ConfigMap mlflow-auth"]["data"]["auth.ini"], encoding="utf-8")
+        for box in (accounts, server):
+            (mount,) = (mount for mount in box["volumeMounts"] if mount["name"] == "auth")
+            assert known[box["name"]]["MLFLOW_AUTH_CONFIG_PATH"] == f"{mount['mountPath']}/auth.ini"
+            with monkeypatch.context() as patch:
+                for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+                    patch.delenv(name)
+                for name, value in known[box["name"]].items():
+                    patch.setenv(name, value)
+                patch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+                read = read_auth_config()
+            assert read.database_uri == settings["backend_store_uri"]
+            assert (read.admin_username, read.default_permission) == ("admin", "READ")
+            assert read.authorization_function == DEFAULT_AUTHORIZATION_FUNCTION
+            assert read.admin_password == {"accounts": "<secret>", "mlflow": None}[box["name"]]
+        secret = {"name": "pdnet-mlflow-server", "key": "MLFLOW_FLASK_SERVER_SECRET_KEY"}
+        assert {"name": secret["key"], "valueFrom": {"secretKeyRef": secret}} in server["env"]
+        assert known["accounts"]["PGHOST"] == known["mlflow"]["PGHOST"]
+
+
+def test_it_is_the_server_of_the_stack(sites: dict[str, list[Doc]]) -> None:
+    services = yaml.safe_load((STACK / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert (K8S / "base" / "mlflow" / "auth.ini").read_bytes() == (STACK / "auth.ini").read_bytes()
+    for docs in sites.values():
+        all_ = by_name(docs)
+        ours, theirs = command_line(docs, box_of(all_)), services["mlflow"]["command"]
+        own = [word for word in theirs if not word.startswith("--artifacts-destination=")]  # the bucket is the site's
+        assert set(own) < set(ours)
+        assert {word.partition("=")[0] for word in ours} - {word.partition("=")[0] for word in theirs} == {
+            "--allowed-hosts",
+            "--cors-allowed-origins",
+        }
+        assert command_line(docs, pod_of(all_)["initContainers"][0]) == services["migrate"]["command"]
 
 
 def test_the_image_has_what_the_server_needs() -> None:
@@ -670,6 +777,26 @@ def test_the_pipeline_finds_what_it_names(sites: dict[str, list[Doc]]) -> None:
             assert task.get("securityContext", {}).get("runAsNonRoot"), f"{name}: the namespace would refuse its pod"
 
 
+def test_the_readme_puts_secrets_where_they_are_read(sites: dict[str, list[Doc]]) -> None:
+    told = {name: namespaces for name, _, _, namespaces in table_of_secrets()}
+    compiled = (ROOT / "tests" / "kubeflow" / "golden" / "pdnet.yaml").read_text(encoding="utf-8")
+    of_tasks = set(re.findall(r"secretName: (\S+)", compiled))
+    assert of_tasks == {"pdnet-s3", "pdnet-mlflow"}
+    of_pods = {
+        (doc["metadata"]["namespace"], entry["valueFrom"]["secretKeyRef"]["name"])
+        for docs in sites.values()
+        for _, doc, box in every_container(docs)
+        for entry in box["env"]
+        if "secretKeyRef" in entry.get("valueFrom", {})
+    }
+    assert {name for _, name in of_pods} == {"pdnet-s3", "pdnet-postgres", "pdnet-mlflow", "pdnet-mlflow-server"}
+    assert [name for namespace, name in sorted(of_pods) if f"`{namespace}`" not in told[name]] == []
+    assert [name for name in of_tasks if "that of the runs" not in told[name]] == []
+    text = (K8S / "README.md").read_text(encoding="utf-8")
+    made = set(re.findall(r"kubectl -n \S+ create secret generic (\S+)", text))
+    assert made == {name for _, name in of_pods}
+
+
 def test_the_namespace_takes_the_pods_of_a_trainjob(sites: dict[str, list[Doc]]) -> None:
     from pdnet.trainjob import trainjob
 
@@ -693,3 +820,179 @@ def test_the_namespace_takes_the_pods_of_a_trainjob(sites: dict[str, list[Doc]])
         assert asked.get("allowPrivilegeEscalation") is False
         assert asked.get("capabilities") == {"drop": ["ALL"]}
         assert asked.get("seccompProfile") == {"type": "RuntimeDefault"}
+
+
+# The pod of MLflow as a kubelet would start it: containers are processes, mounted files are in a folder of the test.
+
+#: What the README has people make.
+SECRETS = {
+    ("pdnet-postgres", "password"): "of the database",
+    ("pdnet-mlflow-server", "MLFLOW_AUTH_ADMIN_PASSWORD"): "of the administrator",
+    ("pdnet-mlflow-server", "MLFLOW_FLASK_SERVER_SECRET_KEY"): "of the page's forms",
+    ("pdnet-mlflow", "MLFLOW_TRACKING_USERNAME"): "pdnet",
+    ("pdnet-mlflow", "MLFLOW_TRACKING_PASSWORD"): "of the pipelines",
+    ("pdnet-s3", "AWS_ACCESS_KEY_ID"): "key of the bucket",
+    ("pdnet-s3", "AWS_SECRET_ACCESS_KEY"): "secret of the bucket",
+}
+ADMIN = ("admin", SECRETS["pdnet-mlflow-server", "MLFLOW_AUTH_ADMIN_PASSWORD"])
+PDNET = ("pdnet", SECRETS["pdnet-mlflow", "MLFLOW_TRACKING_PASSWORD"])
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of an empty PostgreSQL. Its folder is none of pytest's, which are closed to PostgreSQL's user."""
+    monkeypatch.syspath_prepend(str(STACK))
+    import native
+
+    folder = Path(tempfile.mkdtemp(prefix="pdnet-k8s-"))
+    folder.chmod(0o711)
+    (folder / "logs").mkdir()
+    password = SECRETS["pdnet-postgres", "password"]
+    stack = native.Stack(folder, {native.DATABASE_PASSWORD: password})
+    try:
+        stack.start_postgres(port := native.free_port())
+        stack.wait("postgres", lambda: native.postgres_answers(port, password))
+        yield port
+    except native.MissingError as error:
+        pytest.skip(str(error))
+    finally:
+        stack.stop()
+        shutil.rmtree(folder)
+
+
+class Pod:
+    """The pod of the Deployment mlflow, on a machine of its own but for the folder and PostgreSQL's port."""
+
+    def __init__(self, docs: list[Doc], folder: Path, database: int) -> None:
+        self.docs, self.folder, self.database = docs, folder, database
+        self.spec = pod_of(by_name(docs))
+        maps = {doc["metadata"]["name"]: doc["data"] for doc in of_kind(docs, "ConfigMap")}
+        for volume in self.spec["volumes"]:
+            (folder / volume["name"]).mkdir(parents=True)
+            for name, text in maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
+                (folder / volume["name"] / name).write_text(text, encoding="utf-8")
+
+    def start(
+        self, box: Doc, *more: str, secrets: dict[tuple[str, str], str] = SECRETS, **how: Any
+    ) -> subprocess.Popen[str]:
+        """A container."""
+        mounts = {mount["mountPath"]: str(self.folder / mount["name"]) for mount in box["volumeMounts"]}
+        paths = re.compile("|".join(rf"^{path}\b" for path in mounts))
+
+        def here(value: str) -> str:
+            return paths.sub(lambda found: mounts[found[0]], value)
+
+        known = {name: here(value) for name, value in environment(self.docs, box, secrets).items()}
+        known |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        known |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.database)}
+        words = [here(word) for word in (*command_line(self.docs, box), *more)]
+        return subprocess.Popen(
+            words, env=known, cwd=mounts["/tmp"], stderr=subprocess.STDOUT, text=True, start_new_session=True, **how
+        )
+
+    def prepare(self, *, attempts: int = 1, only: str = "", secrets: dict[tuple[str, str], str] = SECRETS) -> None:
+        """The init containers, one after the other; one that fails is started again, as the kubelet does."""
+        for box in self.spec["initContainers"]:
+            said = ""
+            for _ in range(attempts if only in box["name"] else 0):
+                process = self.start(box, secrets=secrets, stdout=subprocess.PIPE)
+                said, _ = process.communicate()
+                assert not [value for key, value in secrets.items() if value in said and "USERNAME" not in key[1]]
+                if process.returncode == 0:
+                    break
+            else:
+                assert only not in box["name"], said
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[str]:
+        """The server, until the block ends: its address, once the probes are content."""
+        import native
+
+        port, box, log = native.free_port(), self.spec["containers"][0], self.folder / "log"
+        with log.open("w") as out:
+            process = self.start(box, "--host=127.0.0.1", f"--port={port}", stdout=out)
+        uri = f"http://127.0.0.1:{port}"
+        try:
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                while (answer := status(uri + box[kind]["httpGet"]["path"])) != 200:
+                    assert process.poll() is None, log.read_text()
+                    assert answer in (0, 503), f"{kind}: {answer}"
+                    time.sleep(0.2)
+            yield uri
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def status(address: str, user: str | None = None, password: str = "", body: object = None) -> int:
+    """What is answered; 0 for nothing."""
+    request = urllib.request.Request(address, json.dumps(body).encode() if body else None)
+    request.add_header("Content-Type", "application/json")
+    if user is not None:
+        request.add_header("Authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_the_server_starts_without_a_word_to_add_and_asks_who_one_is(
+    sites: dict[str, list[Doc]], database: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    pod = Pod(sites["gke"], tmp_path, database)
+    pod.prepare()
+    with pod.server() as uri:
+        files, users = "/api/2.0/mlflow-artifacts/artifacts", "/api/2.0/mlflow/users"
+        assert [status(uri + path) for path in ("/", SEARCH, files, "/graphql")] == [401] * 4
+        assert status(uri + SEARCH, "admin", PDNET[1]) == status(uri + SEARCH, "pdnet", "") == 401
+        assert status(uri + SEARCH, "admin", "password1234") == 401  # the default of older MLflows
+        friend = {"username": "friend", "password": "a password of a friend"}
+        assert status(f"{uri}{users}/create", *PDNET, friend) == 403
+        assert status(f"{uri}{users}/create", *ADMIN, friend) == 200
+        # What a task does: the Secret's keys are its variables.
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            monkeypatch.delenv(name)
+        for (secret, name), value in SECRETS.items():
+            if secret == "pdnet-mlflow":
+                monkeypatch.setenv(name, value)
+        client = mlflow.MlflowClient(uri)
+        run = client.create_run(client.create_experiment("pdnet"))
+        assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+        assert client.create_registered_model("pdnet").name == "pdnet"
+
+
+@pytest.mark.slow
+def test_two_pods_begin_at_once_and_a_changed_secret_holds_from_the_next_start(
+    sites: dict[str, list[Doc]], database: int, tmp_path: Path
+) -> None:
+    import requests
+
+    pods = [Pod(sites["gke"], tmp_path / name, database) for name in ("one", "two")]
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(pod.prepare, attempts=3) for pod in pods]:
+            done.result()
+    changed = SECRETS | {(name, key): f"new {value}" for (name, key), value in SECRETS.items() if "PASSWORD" in key}
+    for _ in range(2):
+        pods[0].prepare(secrets=changed, only="accounts")
+    with pods[0].server() as one, pods[1].server() as two:
+        for user, old in (ADMIN, PDNET):
+            assert [status(uri + SEARCH, user, password) for uri in (one, two) for password in (old, f"new {old}")] == [
+                401,
+                200,
+                401,
+                200,
+            ]
+        # A form that one has made is sent to the other.
+        page = requests.Session()
+        page.auth = (ADMIN[0], f"new {ADMIN[1]}")
+        (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', page.get(f"{one}/signup", timeout=60).text)
+        form = {"username": "friend", "password": "a password of a friend", "csrf_token": token}
+        for sent, answer in ((form | {"csrf_token": "another"}, 400), (form, 200)):
+            assert page.post(f"{two}/api/2.0/mlflow/users/create-ui", data=sent, timeout=60).status_code == answer
+        assert status(one + SEARCH, "friend", form["password"]) == 200
