@@ -58,7 +58,7 @@ def load_model(path: Path, *, expected: ModelConfig | None = None) -> PDNet:
             raise CheckpointError(f"{path}: another architecture: {shown}")
     try:
         network = PDNet(ModelConfig(**architecture))
-    except (TypeError, KeyError, ConfigError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: written by another version of pdnet ({error})") from None
     try:
         with safe_open(path, "pt") as content:

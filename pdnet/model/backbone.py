@@ -8,20 +8,10 @@ from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet, resnet18, resnet34, resnet50, resnet101
-from torchvision.models._api import WeightsEnum
 
 from pdnet.errors import CheckpointError
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
-
-_BUILDERS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
-_IMAGENET: dict[str, WeightsEnum] = {
-    "resnet18": resnet.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet34": resnet.ResNet34_Weights.IMAGENET1K_V1,
-    "resnet50": resnet.ResNet50_Weights.IMAGENET1K_V1,
-    "resnet101": resnet.ResNet101_Weights.IMAGENET1K_V1,
-}
 
 
 class Backbone(nn.Module):
@@ -32,7 +22,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: BackboneName = "resnet50") -> None:
         super().__init__()
-        trunk = _BUILDERS[name](weights=None)
+        from torchvision.models import get_model  # takes a second, in which it imports torch's compiler
+
+        trunk: Any = get_model(name, weights=None)
         self.name = name
         self.conv1, self.bn1, self.relu, self.maxpool = trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
@@ -115,7 +107,9 @@ def _imagenet_weights(name: BackboneName) -> dict[str, Tensor]:
     Raises:
         CheckpointError: they cannot be downloaded, or the cached file is not what torchvision published.
     """
-    weights = _IMAGENET[name]
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name)["IMAGENET1K_V1"]
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
     remedy = "give the path of a torchvision state dict instead, or 'none'"
     if cached.is_file():

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision.models
 from small_networks import images, randomise
 from torchvision.models import resnet18
 from torchvision.models._api import Weights, WeightsEnum
 
 from pdnet.errors import CheckpointError
-from pdnet.model import backbone as backbone_module
 from pdnet.model.backbone import Backbone, load_backbone_weights
 
 
@@ -181,17 +181,11 @@ def test_imagenet_from_the_cache(cache, weights_file, monkeypatch):
     digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()[:8]
 
     class Published(WeightsEnum):
-        V1 = Weights(url=f"https://example.invalid/models/resnet18-{digest}.pth", transforms=None, meta={})
+        IMAGENET1K_V1 = Weights(url=f"https://example.invalid/models/resnet18-{digest}.pth", transforms=None, meta={})
 
-    monkeypatch.setitem(backbone_module._IMAGENET, "resnet18", Published.V1)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", {"resnet18": Published}.__getitem__)
     shutil.copy(weights_file, cache / f"resnet18-{digest}.pth")
     backbone = Backbone("resnet18")
     load_backbone_weights(backbone, "imagenet")
     expected = torch.load(weights_file, weights_only=True)
     assert all(torch.equal(value, expected[name]) for name, value in backbone.state_dict().items())
-
-
-def test_each_backbone_has_its_own_imagenet_weights():
-    for name, weights in backbone_module._IMAGENET.items():
-        assert weights.url.rpartition("/")[2].startswith(f"{name}-")
-    assert set(backbone_module._IMAGENET) == set(backbone_module._BUILDERS)
