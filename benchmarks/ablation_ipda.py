@@ -24,7 +24,8 @@ BUILD, OUT = Path("build"), Path("benchmarks/results/ablation-ipda.json")
 
 def main() -> None:
     full = load_config(Path("params.yaml"))
-    config = dataclasses.replace(full, model=dataclasses.replace(full.model, ipda=False))
+    unrecorded = dataclasses.replace(full.tracking, live=False)
+    config = dataclasses.replace(full, model=dataclasses.replace(full.model, ipda=False), tracking=unrecorded)
     videos, images = Path(config.data.videos), Path(config.data.images)
     folder = BUILD / "ablation"
     pretrain(images=images, validation=BUILD / "validation", out=folder / "pretrain", config=config)

@@ -139,7 +139,7 @@ def pdnet(
         dataset = placed(data(**common, md5=data_md5, remote=data_remote, revision=data_revision), "data")
         about = common | {"md5": data_md5, "dataset": dataset.outputs["dataset"]}
         checked = placed(validate(**about), "validate")
-        training = about | {"mlflow_uri": mlflow_uri, "gpus": gpus}
+        training = about | record | {"gpus": gpus}
         pretrained = on_gpu(pretrain(**training, validation=checked.outputs["out"]), "pretrain")
         trained = on_gpu(train(**training, nodes=nodes, init=pretrained.outputs["out"]), "train")
         model = trained.outputs["out"]

@@ -21,11 +21,12 @@ LACKING = 4
 
 
 class Server(NamedTuple):
-    """Where the server is, and a user who may make experiments and models."""
+    """Where the server is, a user who may make experiments and models, and the password of `admin`."""
 
     uri: str
     username: str
     password: str
+    admin_password: str
 
 
 @contextlib.contextmanager
@@ -37,7 +38,8 @@ def server() -> Iterator[Server]:
     with stack_folder() as folder:
         port = free_port()
         skip_without_postgres(stack("up", folder, port=port))
-        yield Server(f"http://127.0.0.1:{port}", "pdnet", kept_secrets(folder)["PDNET_STACK_USER_PASSWORD"])
+        admin, pdnet = (kept_secrets(folder)[f"PDNET_STACK_{who}_PASSWORD"] for who in ("ADMIN", "USER"))
+        yield Server(f"http://127.0.0.1:{port}", "pdnet", pdnet, admin)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def test_unknown_key_is_named_by_its_path_with_the_near_match() -> None:
 
 def test_unknown_key_without_a_near_match_lists_the_known_ones() -> None:
     found = message("tracking: {zzz: 1}")
-    assert found == "p.yaml: unknown key 'tracking.zzz'; known: experiment, licence, model"
+    assert found == "p.yaml: unknown key 'tracking.zzz'; known: experiment, licence, live, model"
     assert message("1: 2").startswith("p.yaml: unknown key '1'; known: data, device,")
 
 

@@ -13,6 +13,7 @@ def pretrain(
     image: str,
     workspace: str,
     mlflow_uri: str,
+    experiment: str,
     md5: str,
     gpus: int,
     dataset: Input[Dataset],
@@ -27,6 +28,7 @@ def pretrain(
         image: container image that the tasks run.
         workspace: folder that the tasks of a run share.
         mlflow_uri: the tracking server, which gets the curves while it trains; empty for that of the environment.
+        experiment: where the run is recorded; empty for that of the params file.
         md5: of the data folder, as data.dvc gives it.
         gpus: processes to train in; 0 and 1 are one.
         dataset: pointer to the data.
@@ -38,7 +40,15 @@ def pretrain(
     from pdnet.container import headline, task
     from pdnet.steps import pretrain
 
-    with task("pretrain", params=params, workspace=workspace, code=code, image=image, mlflow_uri=mlflow_uri) as run:
+    with task(
+        "pretrain",
+        params=params,
+        workspace=workspace,
+        code=code,
+        image=image,
+        mlflow_uri=mlflow_uri,
+        experiment=experiment,
+    ) as run:
         _, images = run.footage(Path(dataset.path), md5)
         run.launch(
             pretrain,

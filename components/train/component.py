@@ -27,6 +27,7 @@ def train(
     image: str,
     workspace: str,
     mlflow_uri: str,
+    experiment: str,
     md5: str,
     gpus: int,
     nodes: int,
@@ -45,6 +46,7 @@ def train(
         image: container image that the tasks run.
         workspace: folder that the tasks of a run share, and the pods of a TrainJob.
         mlflow_uri: the tracking server, which gets the curves while it trains; empty for that of the environment.
+        experiment: where the run is recorded; empty for that of the params file.
         md5: of the data folder, as data.dvc gives it.
         gpus: processes a node; 0 and 1 are one.
         nodes: 1 trains here; more are the pods of a TrainJob.
@@ -60,7 +62,15 @@ def train(
     from pdnet.steps import train
     from pdnet.trainjob import train_on_nodes
 
-    with task("train", params=params, workspace=workspace, code=code, image=image, mlflow_uri=mlflow_uri) as run:
+    with task(
+        "train",
+        params=params,
+        workspace=workspace,
+        code=code,
+        image=image,
+        mlflow_uri=mlflow_uri,
+        experiment=experiment,
+    ) as run:
         videos, images = run.footage(Path(dataset.path), md5)
         paths = {"videos": videos, "images": images, "init": Path(init.path), "out": Path(out.path)}
         if nodes > 1:

@@ -98,6 +98,15 @@ def _score_clips(open_clip: OpenClip, frames: pd.DataFrame, threshold: float) ->
             yield Frame(row, mask, annotation, j, f, prediction)
 
 
+def score_table(open_clip: OpenClip, frames: pd.DataFrame, *, threshold: float, label: str) -> pd.DataFrame:
+    """`score_clips` as a table: clip, scenario, frame, j, f in 0..1, a row a frame."""
+    scored = score_clips(open_clip, frames, threshold=threshold, label=label)
+    return pd.DataFrame(
+        [(f.row.clip, f.row.scenario, f.row.frame, f.j, f.f) for f in scored],
+        columns=["clip", "scenario", "frame", "j", "f"],
+    )
+
+
 class TrueParts(NamedTuple):
     """The true body parts of a data set that knows them.
 

@@ -31,7 +31,7 @@ from pdnet.evaluation.overlays import part_colours
 from pdnet.evaluation.scoring import summarise
 from pdnet.files import atomic_folder, file_digest, write_json
 from pdnet.inference.session import PortraitSession, prepare
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model
 
 logger = logging.getLogger("pdnet.steps.evaluate")

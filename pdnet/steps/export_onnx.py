@@ -16,12 +16,12 @@ from pdnet.config import Config
 from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
 from pdnet.errors import DataError, ExportError
-from pdnet.evaluation.evaluate import OpenClip, clips_of, score_clips
+from pdnet.evaluation.evaluate import OpenClip, clips_of, score_table
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER, PairGraph, export_pair, export_streaming
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
 from pdnet.inference.onnx_session import OnnxModel, OnnxSession, PairModel, StreamingModel, StreamingSession
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model
 
 
@@ -119,11 +119,8 @@ def compare(
 
 def score(open_clip: OpenClip, frames: pd.DataFrame, config: Config, *, label: str) -> float:
     """J&F of the validation clips, in 0..1, segmented by the sessions of what was exported."""
-    rows = [
-        {"clip": frame.row.clip, "frame": frame.row.frame, "j": frame.j, "f": frame.f}
-        for frame in score_clips(open_clip, frames, threshold=config.evaluation.threshold, label=label)
-    ]
-    return float(summarise(pd.DataFrame(rows), config.evaluation.protocol).dataset["jf_mean"])
+    table = score_table(open_clip, frames, threshold=config.evaluation.threshold, label=label)
+    return float(summarise(table, config.evaluation.protocol).dataset["jf_mean"])
 
 
 def check(facts: Mapping[str, Any], config: Config, side: str, name: str, *, original: str = "network") -> None:

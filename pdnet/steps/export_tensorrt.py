@@ -15,7 +15,7 @@ from pdnet.export.tensorrt import TensorRTModel, build_engine, require_tensorrt
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
 from pdnet.inference.onnx_session import OnnxModel, OnnxSession
 from pdnet.steps.export_onnx import check, check_same_data, compare, score
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 
 
 def export_tensorrt(*, videos: Path, export: Path, evaluation: Path, out: Path, config: Config) -> None:

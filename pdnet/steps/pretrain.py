@@ -15,7 +15,7 @@ from pdnet.errors import ValidationError
 from pdnet.files import read_object
 from pdnet.model import PDNet
 from pdnet.model.backbone import load_backbone_weights
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.steps.training import learn
 from pdnet.training import loop
 from pdnet.training.checkpoint import Checkpoints
@@ -75,5 +75,5 @@ def pretrain(*, images: Path, validation: Path, out: Path, config: Config, check
             device=device,
             dtype=dtype,
             checkpoints=saved,
-            experiment=config.tracking.experiment,
+            tracking=config.tracking,
         )

@@ -13,8 +13,8 @@ from pdnet.config import Config, load_yaml
 from pdnet.errors import ConfigError, DataError, PromotionError, TrackingError
 from pdnet.evaluation.config import ScoringProtocol
 from pdnet.evaluation.scoring import summarise
-from pdnet.steps.lineage import data_facts
 from pdnet.steps.rescore import rescore
+from pdnet.steps.run_record import data_facts
 from pdnet.tracking.aliases import (
     CHAMPION,
     PROMOTION,
@@ -22,7 +22,6 @@ from pdnet.tracking.aliases import (
     current_aliases,
     finish_interrupted,
     promotion,
-    read_lock,
     refusal,
 )
 from pdnet.tracking.lineage import data_commands
@@ -36,6 +35,7 @@ from pdnet.tracking.promotion import (
     judge,
     read_evidence,
 )
+from pdnet.tracking.promotion_lock import read_lock
 from pdnet.tracking.release import Release
 from pdnet.tracking.store import Store, open_store
 from pdnet.tracking.versions import Version, download_release, find_version

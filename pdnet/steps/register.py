@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pdnet.config import Config, config_hash, load_yaml, to_mapping
 from pdnet.files import atomic_folder, write_json
-from pdnet.steps.lineage import RunRecord
 from pdnet.steps.promote import judge_and_promote
+from pdnet.steps.run_record import RunRecord
 from pdnet.tracking import PromotionPolicy, register_model
 from pdnet.tracking.delivery import send_leftovers
 
@@ -50,8 +50,7 @@ def register(
 
     Raises:
         TrackingError: the store does not answer or refuses.
-        DataError: a folder lacks what is to be recorded.
-        ExportError: an exported file is not the one that was compared with the network.
+        DataError: a folder lacks what is to be recorded, or a file is not the one that another step looked at.
         ConfigError: the policy is missing or damaged.
     """
     send_leftovers()  # what a training could not say while it ran, before its run is completed from the log

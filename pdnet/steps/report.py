@@ -7,7 +7,7 @@ from pathlib import Path
 from pdnet.config import Config, config_hash, to_mapping
 from pdnet.evaluation.report import write_report
 from pdnet.files import atomic_folder, read_object
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 
 #: the same recipe without IPDA, measured by `make ablation`
 ABLATION = Path("benchmarks/results/ablation-ipda.json")

@@ -10,7 +10,7 @@ import pandas as pd
 from pdnet.data.index import index_clips
 from pdnet.devices import pick_device
 from pdnet.evaluation.config import ScoringProtocol
-from pdnet.evaluation.evaluate import score_clips
+from pdnet.evaluation.evaluate import score_table
 from pdnet.evaluation.scoring import summarise
 from pdnet.inference.session import PortraitSession, prepare
 from pdnet.tracking.release import Release
@@ -43,13 +43,10 @@ def rescore(
     size, threshold = release.config["data"]["size"], release.config["evaluation"]["threshold"]
     frames = index_clips(videos, resolution=resolution, splits=("val",))
     network = prepare(load_model(release.weights), pick_device(device))
-    rows = [
-        {"clip": frame.row.clip, "scenario": frame.row.scenario, "frame": frame.row.frame, "j": frame.j, "f": frame.f}
-        for frame in score_clips(
-            lambda reference: PortraitSession(network, size=size, reference=reference),
-            frames,
-            threshold=threshold,
-            label=label,
-        )
-    ]
-    return summarise(pd.DataFrame(rows), protocol).clips
+    table = score_table(
+        lambda reference: PortraitSession(network, size=size, reference=reference),
+        frames,
+        threshold=threshold,
+        label=label,
+    )
+    return summarise(table, protocol).clips

@@ -10,9 +10,9 @@ from pdnet.tracking.aliases import (
     current_aliases,
     finish_interrupted,
     known_versions,
-    read_log,
 )
 from pdnet.tracking.aliases import rollback as plan_rollback
+from pdnet.tracking.promotion_log import read_log
 from pdnet.tracking.store import open_store
 
 

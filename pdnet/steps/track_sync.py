@@ -25,7 +25,7 @@ def track_sync(*, buffer: Path | None = None) -> str:
         A line a recording: what was sent, and where it is to be found.
 
     Raises:
-        TrackingError: MLFLOW_TRACKING_URI is not set, or the store does not answer or refuses; nothing is lost.
+        TrackingError: the store does not answer or refuses; nothing is lost.
     """
     lines: list[str] = []
     try:

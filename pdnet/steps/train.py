@@ -11,7 +11,7 @@ from pdnet.config import Config
 from pdnet.data.index import index_clips, index_stills
 from pdnet.data.streams import PairDataset, StillDataset
 from pdnet.devices import pick_dtype
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.steps.training import learn
 from pdnet.training import loop
 from pdnet.training.checkpoint import Checkpoints
@@ -71,5 +71,5 @@ def train(
             device=device,
             dtype=dtype,
             checkpoints=saved,
-            experiment=config.tracking.experiment,
+            tracking=config.tracking,
         )

@@ -14,7 +14,8 @@ import torch
 from pdnet.devices import device_name
 from pdnet.files import atomic_folder
 from pdnet.model import PDNet
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
+from pdnet.tracking import TrackingConfig
 from pdnet.tracking.live import live_run
 from pdnet.training.checkpoint import Checkpoints, StoppedError
 from pdnet.training.distributed import is_main, processes
@@ -32,7 +33,7 @@ def learn(
     device: torch.device,
     dtype: torch.dtype,
     checkpoints: Checkpoints | None,
-    experiment: str,
+    tracking: TrackingConfig,
 ) -> None:
     """Train, and write the result; of several processes, the first one writes and records.
 
@@ -48,7 +49,7 @@ def learn(
         device: where it trains, for the record.
         dtype: number format of the forward pass, likewise.
         checkpoints: of this training; removed when the result is written.
-        experiment: name of the MLflow experiment.
+        tracking: where it is on record.
     """
     if not is_main():
         loop(ignore)
@@ -57,7 +58,7 @@ def learn(
     recorded = live_run(
         record.facts["step"],
         tags,
-        experiment=experiment,
+        tracking,
         training=lambda: checkpoints.training if checkpoints else uuid.uuid4().hex,
         stops=(KeyboardInterrupt, StoppedError),
     )

@@ -9,7 +9,7 @@ from pdnet.config import Config
 from pdnet.data.index import index_clips, index_stills
 from pdnet.errors import ValidationError
 from pdnet.files import atomic_folder, write_json
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.validation import clip_table, frame_table, still_table, validate_tables, write_report
 
 logger = logging.getLogger("pdnet.steps.validate")

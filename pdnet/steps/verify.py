@@ -13,21 +13,20 @@ from pdnet.config import config_hash
 from pdnet.data.index import index_clips
 from pdnet.devices import pick_device
 from pdnet.errors import CheckpointError, DataError, TrackingError, VerificationError
-from pdnet.evaluation.evaluate import OpenClip, score_clips
+from pdnet.evaluation.evaluate import OpenClip, score_table
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER
-from pdnet.files import file_digest, read_object
+from pdnet.files import file_digest
 from pdnet.inference.onnx_session import OnnxModel, OnnxSession, StreamingModel, StreamingSession
 from pdnet.inference.session import PortraitSession, prepare
-from pdnet.steps.lineage import data_facts
-from pdnet.tracking.lineage import ENGINE, ENGINE_PARITY, data_commands
+from pdnet.steps.run_record import data_facts
+from pdnet.tracking.lineage import data_commands
 from pdnet.tracking.pyfunc import RELEASE_PATH, served_digest
-from pdnet.tracking.release import LINEAGE, Release, damage, exported_files, read_release
+from pdnet.tracking.release import ENGINE, LINEAGE, WEIGHTS, Release, claims, damage, exported_files, read_release
 from pdnet.tracking.store import open_store
 from pdnet.tracking.versions import Version, download, find_version
 from pdnet.weights import load_model, model_facts
 
-WEIGHTS = "model.safetensors"
 #: Largest difference of a J&F of the data set that counts as the same, in points of 100: another processor's rounding.
 TOLERANCE = 0.05
 #: The same of a figure that is computed from the same numbers once more.
@@ -151,7 +150,6 @@ def _contents(version: Version, release: Release) -> Iterator[Check]:
     with; so weights and graphs are held against the records of their own steps.
     """
     facts, parity, scores = release.facts, release.parity, release.scores
-    files = facts["files"]
     yield _same("params.yaml, its hash", facts["config_hash"], config_hash(release.config))
     train, export = release.step("train"), release.step("export_onnx")
     try:
@@ -162,18 +160,14 @@ def _contents(version: Version, release: Release) -> Iterator[Check]:
         yield _same(f"{WEIGHTS}, config_hash inside", train.get("config_hash"), inside.get("config_hash"))
         for kind, entry in (train.get("data") or {}).items():
             yield _same(f"{WEIGHTS}, {kind} inside", entry["md5"], (inside.get("data") or {}).get(kind))
-    yield _same(f"{WEIGHTS}, as scored", release.step("evaluate").get("model_sha256"), files[WEIGHTS]["sha256"])
+    for claim in claims(release):
+        yield _same(f"{claim.file}, {claim.how}", claim.recorded, claim.found)
     videos = ((export.get("data") or {}).get("videos") or {}).get("md5")
     recorded = {"config_hash": export.get("config_hash"), "data_md5": videos, "git_commit": export.get("git_commit")}
-    for name, compared in exported_files(parity).items():
-        yield _same(f"{name}, as compared", compared, (files.get(name) or {}).get("sha256"))
+    for name in exported_files(parity):
         inside = _graph_facts(release.folder / name)
         for key, value in recorded.items():
             yield _same(f"{name}, {key} inside", value, inside.get(key) or None)
-    if ENGINE in files:
-        engine = read_object(release.folder / ENGINE_PARITY, ("sha256", "onnx_sha256"))
-        yield _same(f"{ENGINE}, as compared", engine["sha256"], files[ENGINE]["sha256"])
-        yield _same(f"{ENGINE}, built from", engine["onnx_sha256"], files[PAIR]["sha256"])
     yield _same("scores.json, tag jf_mean", version.tags.get("jf_mean"), f"{scores['jf_mean']:.4f}")
     yield _same("scores.json, tag fps", version.tags.get("fps"), f"{scores['speed']['network_fps']:.1f}")
     yield from _tables(release, scores)
@@ -203,13 +197,7 @@ def _scores(version: Version, release: Release, videos: Path | None) -> Iterator
     frames = index_clips(folder, resolution=config["data"]["resolution"], splits=("val",))
     recorded, parity = release.frames(), release.parity
     for name, (open_clip, jf_mean) in _models(release, parity).items():
-        rows = [
-            {"clip": frame.row.clip, "frame": frame.row.frame, "j": frame.j, "f": frame.f}
-            for frame in score_clips(
-                open_clip, frames, threshold=config["evaluation"]["threshold"], label=f"score {name}"
-            )
-        ]
-        table = pd.DataFrame(rows)
+        table = score_table(open_clip, frames, threshold=config["evaluation"]["threshold"], label=f"score {name}")
         figures = summarise(table, config["evaluation"]["protocol"]).dataset
         yield _figure(f"{name}, J&F", jf_mean, figures["jf_mean"], tolerance=TOLERANCE)
         yield _largest_difference(name, recorded, table)

@@ -15,13 +15,18 @@ Written while a training runs:
     recorder      the process that sends it
     delivery      how a journal becomes a run; also what `pdnet track sync` does
 
-Read and moved afterwards:
+Read afterwards:
 
     store         the connection
     versions      looked up and fetched
-    promotion     policy and judgement, without a store
-    aliases       champion and previous: the lock, the moves, the log
     lineage       where a version came from
+
+Which version is in use:
+
+    promotion       policy and judgement, without a store
+    promotion_log   who moved what, when and why
+    promotion_lock  one moves, the others wait
+    aliases         champion and previous: what is moved, in which order, and what a crash left
 """
 
 from __future__ import annotations

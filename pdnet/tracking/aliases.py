@@ -1,74 +1,63 @@
-"""The aliases `champion` and `previous`: who may move them, in which order, what is left after a crash, and the log.
+"""The aliases `champion` and `previous`: what is to be moved, in which order, and what is left after a crash.
 
-A move is an `Intent`: everything that is to be done, written down before any of it is. MLflow compares and sets
-nothing, but it makes a registered model of a name once; so the lock is a registered model, `<model>-promotion`, born
-with the intent in its tags. Whoever made it
+A move is an `Intent`: everything that is to be done, written into the lock (`promotion_lock`) before any of it is.
+Whoever holds the lock
 
 1. looks whether the aliases still are those that were judged; if not, nothing is done,
-2. says on the model that this intent is begun, by its digest, and writes the entry of the log,
+2. says on the model that this intent is begun, by its digest, and writes the entry of the log (`promotion_log`),
 3. moves the aliases: a promotion sets `previous` before `champion`, a rollback `champion` before `previous`. Either
    way the model never lacks its champion, and the version to go back to is never out of reach,
 4. says on the version what became of it, on the model that the intent is done, and
 5. removes the lock.
 
 Whoever is killed in between leaves the lock. The next who wants it finishes the intent first: every call of it may be
-made twice. A lock is left behind when its holder says so, when its process is gone (on this host), or after a lease
-of 60 seconds; while it is held, others wait.
+made twice.
 
-On a server with accounts anybody may make a registered model of the lock's name, with any intent in it, one copied from
-the log too. So an intent is finished only where the model itself says that it is begun, which takes the right to change
-the model, as moving an alias does. Until then nothing has been moved or logged, and the lock is merely removed.
+On a server with accounts anybody may make a lock, with any intent in it, one copied from the log too. So an intent is
+finished only where the model itself says that it is begun, which takes the right to change the model, as moving an
+alias does. Until then nothing has been moved or logged, and the lock is merely removed.
 
-What remains possible, as no call can be made to depend on the lock: a holder that sleeps for longer than the lease
-between looking whether the lock is still its own and the call after that, makes this one call late, over what others
-did since. The same holds for a call that hangs in the network for that long, and for hosts whose clocks differ by more
-than the lease. Aliases that people move by hand in MLflow's page are respected, not guarded: an interrupted intent that
-finds another champion is dropped; where its entry had been written, another one says so.
+Aliases that people move by hand in MLflow's page are respected, not guarded: an interrupted intent that finds another
+champion is dropped; where its entry had been written, another one says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
 import logging
-import os
-import socket
-import tempfile
-import time
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pdnet import __version__
 from pdnet.errors import PromotionError, TrackingError
 from pdnet.tracking.config import TrackingConfig
-from pdnet.tracking.store import Store, experiment_id
+from pdnet.tracking.promotion_lock import (
+    Lock,
+    abandon,
+    check_lock,
+    make_lock,
+    release,
+    take_over,
+    wait_for_lock,
+    whoami,
+)
+from pdnet.tracking.promotion_log import DROPPED, in_force, line_of_champions, log_run, read_log, write_entry
+from pdnet.tracking.store import Store, is_denied
 from pdnet.tracking.versions import registered_model
 
 #: The alias of the version that is to be used, and of the one before it.
 CHAMPION, PREVIOUS = "champion", "previous"
 #: The tag of a version that says what became of it.
 PROMOTION = "promotion"
-#: The tag of the registered model that names the run with the log, and the folder in that run.
-LOG_RUN, LOG_FOLDER = "promotions.run_id", "promotions"
 #: The tag of the registered model that says how far the last intent is: a word, then the digest of the intent.
 STATE = "promotions.intent"
 
-#: Longest a lock is respected, seconds: some ten calls take one or two.
-LEASE = 60.0
-#: How often a lock that somebody holds is looked at, seconds.
-POLL = 0.5
-#: How long after taking a lock over it is looked whose it is, seconds: longer than a call takes.
-SETTLE = 1.0
-
-_LOCK, _INTENT = "lock", "intent"
-_BEGUN, _DONE, _DROPPED = "begun", "done", "dropped"
+_BEGUN, _DONE = "begun", "done"
 
 logger = logging.getLogger(__name__)
 
@@ -97,34 +86,6 @@ class Intent:
     def digest(self) -> str:
         """SHA-256 of all of it."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Lock:
-    """Who holds the lock.
-
-    Attributes:
-        nonce: of this holding.
-        by: a person, `user@host`.
-        host: the machine, as `this_host` names it.
-        pid: process there.
-        since: seconds since 1970.
-        abandoned: whether the holder failed, and said so.
-    """
-
-    nonce: str
-    by: str
-    host: str
-    pid: int
-    since: float
-    abandoned: bool = False
-
-    @property
-    def is_left_behind(self) -> bool:
-        """Whether nobody will go on with it."""
-        if self.abandoned or abs(time.time() - self.since) > LEASE:  # of the future: nobody holds one for ever
-            return True
-        return self.host == this_host() and not _is_running(self.pid)
 
 
 def current_aliases(store: Store, model: str) -> dict[str, str]:
@@ -185,31 +146,6 @@ def rollback(
     )
 
 
-def line_of_champions(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The champions that led to today's, oldest first: a rollback takes the last one away.
-
-    Where an entry does not start from the champion of the one before, somebody moved the alias by hand, and the line
-    starts anew.
-    """
-    line: list[str] = []
-    for entry in in_force(log):
-        if entry["outcome"] == "promoted":
-            if entry["from"] is None or line[-1:] != [entry["from"]]:
-                line = [entry["from"]] if entry["from"] else []
-            line.append(entry["to"])
-        elif entry["outcome"] == "rolled back":
-            while line and line[-1] != entry["to"]:
-                line.pop()
-            line = line or [entry["to"]]
-    return line
-
-
-def in_force(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries of what was carried out: without those that were dropped, and without the entries that say so."""
-    dropped = {entry["dropped"] for entry in log if entry["outcome"] == _DROPPED}
-    return [entry for entry in log if entry["outcome"] != _DROPPED and entry.get("file") not in dropped]
-
-
 def carry_out(store: Store, tracking: TrackingConfig, intent: Intent) -> None:
     """Take the lock, do what the intent says, and release the lock.
 
@@ -218,14 +154,15 @@ def carry_out(store: Store, tracking: TrackingConfig, intent: Intent) -> None:
             and whoever did that finishes.
         TrackingError: the store does not answer or refuses; the next call finishes what was begun.
     """
-    nonce = _take(store, tracking, intent)
+    while (nonce := make_lock(store, tracking, asdict(intent))) is None:
+        finish_interrupted(store, tracking)
     with _given_up_on_failure(store, tracking, nonce, intent):
         found = current_aliases(store, tracking.model)
         if any(found.get(alias) != version for alias, version in intent.expected.items()):
-            _release(store, tracking, nonce)
+            release(store, tracking, nonce)
             raise PromotionError(_changed(store, tracking, found, intent))
         _execute(store, tracking, intent, nonce)
-        _release(store, tracking, nonce)
+        release(store, tracking, nonce)
 
 
 def finish_interrupted(store: Store, tracking: TrackingConfig) -> Intent | None:
@@ -237,67 +174,10 @@ def finish_interrupted(store: Store, tracking: TrackingConfig) -> Intent | None:
     Raises:
         TrackingError: this account has no right to the lock that somebody left.
     """
-    told, finished = False, None
-    while (found := read_lock(store, tracking)) is not None:
-        if found.is_left_behind:
-            finished = _take_over(store, tracking, found) or finished
-            continue
-        if not told:
-            logger.info("waits for %s (process %d), who moves the aliases of %s", found.by, found.pid, tracking.model)
-            told = True
-        time.sleep(POLL)
+    finished = None
+    while (left := wait_for_lock(store, tracking)) is not None:
+        finished = _finish(store, tracking, left) or finished
     return finished
-
-
-def read_lock(store: Store, tracking: TrackingConfig) -> Lock | None:
-    """Who holds the lock; None where nobody does."""
-    found = _read_lock(store, tracking)
-    return None if found is None else found[0]
-
-
-def lock_name(model: str) -> str:
-    """The registered model that is the lock of a model's aliases."""
-    return f"{model}-promotion"
-
-
-def read_log(store: Store, model: str) -> list[dict[str, Any]]:
-    """The entries of the log, oldest first: who, when, from which version to which, and why.
-
-    Each has `outcome` (`promoted`, `refused`, `rolled back`, `dropped`), `model`, `version`, `from`, `to`, `by`, `at`,
-    `pdnet`, `text`, and `file`, its own name; promotions and refusals also `policy`, `rows`, `figures`, `reasons`,
-    `data`, `approval`; a dropped one `dropped`, the file of the entry that was not carried out.
-    """
-    entity = registered_model(store, model)
-    run_id = None if entity is None else entity.tags.get(LOG_RUN)
-    if run_id is None:
-        return []
-    if not store.client.list_artifacts(run_id, LOG_FOLDER):
-        return []
-    entries = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(store.client.download_artifacts(run_id, LOG_FOLDER, scratch))
-        for path in sorted(folder.glob("*.json")):
-            try:
-                entries.append(json.loads(path.read_text(encoding="utf-8")) | {"file": path.name})
-            except ValueError:  # a store that writes in pieces; the lock still has the intent
-                logger.warning("warning: the promotion log of %s: %s is half written", model, path.name)
-    return entries
-
-
-def whoami() -> str:
-    """Who acts, as `user@host`; a server's user where there is one."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
-        user = user or getpass.getuser()
-    return f"{user or os.getuid()}@{socket.gethostname()}"
-
-
-def this_host() -> str:
-    """The machine, and the process numbers that hold there: containers may share the one and not the other."""
-    try:
-        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:  # not Linux
-        return socket.gethostname()
 
 
 def _intent(  # noqa: PLR0917 - the words of one sentence
@@ -324,31 +204,42 @@ def _execute(store: Store, tracking: TrackingConfig, intent: Intent, nonce: str)
     client, model = store.client, tracking.model
 
     def fence() -> None:
-        holder = read_lock(store, tracking)
-        if holder is None or holder.nonce != nonce:
-            who = f"{holder.by} (process {holder.pid})" if holder else "somebody"
-            raise PromotionError(f"{model}: this took longer than {LEASE:g} s; {who} has taken it over and finishes it")
+        check_lock(store, tracking, nonce)
 
-    run_id = _log_run(store, tracking)
+    run_id = log_run(store, tracking)
     fence()
     _say(store, tracking, intent, _BEGUN)
     fence()
     try:
-        client.log_text(run_id, json.dumps(intent.entry, indent=1) + "\n", f"{LOG_FOLDER}/{intent.file}")
+        write_entry(store, run_id, intent.file, intent.entry)
     except Exception as error:
-        if _is_denied(error):  # else the entry may have been written
-            _say(store, tracking, intent, _DROPPED)
+        if is_denied(error):  # else the entry may have been written
+            _say(store, tracking, intent, DROPPED)
         raise
     for alias, version in intent.aliases.items():
         fence()
         if version is None:
-            client.delete_registered_model_alias(model, alias)
+            _remove_alias(store, model, alias)
         else:
             client.set_registered_model_alias(model, alias, version)
     fence()
     client.set_model_version_tag(model, intent.version, PROMOTION, intent.text)
     fence()
     _say(store, tracking, intent, _DONE)
+
+
+def _remove_alias(store: Store, model: str, alias: str) -> None:
+    """Remove an alias, where this account may: on a server, who may set aliases may not always remove them.
+
+    A rollback without a version before it is what removes one: `previous`, which is the champion by then, and where it
+    stays so, there is nothing to go back to either.
+    """
+    try:
+        store.client.delete_registered_model_alias(model, alias)
+    except Exception as error:
+        if not is_denied(error):
+            raise
+        logger.warning("the alias %s of %s stays on the champion: to remove it takes MANAGE on the model", alias, model)
 
 
 def _say(store: Store, tracking: TrackingConfig, intent: Intent, state: str) -> None:
@@ -363,77 +254,23 @@ def _state(store: Store, tracking: TrackingConfig, digest: str) -> str:
     return state if of == digest else ""
 
 
-def _read_lock(store: Store, tracking: TrackingConfig) -> tuple[Lock, dict[str, Any]] | None:
-    """The lock with its intent as JSON has it; None where there is none."""
-    name = lock_name(tracking.model)
-    for _ in range(3):
-        if (entity := registered_model(store, name)) is None:
-            return None
-        with contextlib.suppress(KeyError, ValueError, TypeError):
-            return Lock(**json.loads(entity.tags[_LOCK])), json.loads(entity.tags[_INTENT])
-        time.sleep(POLL)  # one that is being removed has lost its tags
-    raise TrackingError(
-        f"MLflow at {store.uri}: the registered model '{name}' is not the lock that pdnet makes; remove it"
-    )
-
-
-def _take(store: Store, tracking: TrackingConfig, intent: Intent) -> str:
-    """Make the lock, with the intent in it from its first moment; its nonce."""
-    from mlflow.exceptions import MlflowException
-
-    while True:
-        lock = _new_lock()
-        try:
-            store.client.create_registered_model(
-                lock_name(tracking.model),
-                tags={_LOCK: json.dumps(asdict(lock)), _INTENT: json.dumps(asdict(intent))},
-                description=f"The aliases of {tracking.model} are being moved. It is gone in a moment; if not, "
-                "somebody was interrupted, and the next `pdnet promote` or `pdnet rollback` finishes it.",
-            )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            holder = read_lock(store, tracking)
-            if holder is None or holder.nonce != lock.nonce:  # else it was made, and the answer got lost
-                finish_interrupted(store, tracking)
-                continue
-        return lock.nonce
-
-
-def _take_over(store: Store, tracking: TrackingConfig, left: Lock) -> Intent | None:
-    """Become the holder of a lock that was left behind, finish its intent, and release it.
-
-    Several may try at once: each writes its name, and after a pause the last one's stands (Fischer's algorithm).
+def _finish(store: Store, tracking: TrackingConfig, left: Lock) -> Intent | None:
+    """Take over a lock that was left behind, finish its intent, and release it.
 
     Returns:
         The intent that was finished; None where it was dropped, or where somebody else is at it.
     """
-    from mlflow.exceptions import MlflowException
-
-    name, ours = lock_name(tracking.model), _new_lock()
-    try:
-        store.client.set_registered_model_tag(name, _LOCK, json.dumps(asdict(ours)))
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # somebody else has finished it
-            return None
-        if not _is_denied(error):
-            raise
-        raise TrackingError(
-            f"MLflow at {store.uri}: {left.by} left the lock of {tracking.model}'s aliases, which this account may not "
-            f"remove; they, or an administrator, have to run the command, or to delete the registered model '{name}'"
-        ) from None
-    time.sleep(SETTLE)
-    found = _read_lock(store, tracking)
-    if found is None or found[0].nonce != ours.nonce:
+    if (taken := take_over(store, tracking, left)) is None:
         return None
+    nonce, facts = taken
     since = f"{datetime.fromtimestamp(left.since, UTC):%F %T} UTC"
-    intent = _known_intent(found[1])
+    intent = _known_intent(facts)
     state = "" if intent is None else _state(store, tracking, intent.digest)
     if intent is None or state not in (_BEGUN, _DONE):
         logger.warning("removed the lock that %s left at %s; nothing had been done", left.by, since)
-        _release(store, tracking, ours.nonce)
+        release(store, tracking, nonce)
         return None
-    with _given_up_on_failure(store, tracking, ours.nonce, intent):
+    with _given_up_on_failure(store, tracking, nonce, intent):
         what = f"{intent.entry['outcome']} version {intent.version} of {tracking.model}"
         why = "" if state == _DONE else _obstacle(store, tracking, intent)
         if why:
@@ -441,9 +278,9 @@ def _take_over(store: Store, tracking: TrackingConfig, left: Lock) -> Intent | N
             logger.warning("dropped what %s was interrupted in at %s: %s; %s", left.by, since, what, why)
         else:
             if state == _BEGUN:
-                _execute(store, tracking, intent, ours.nonce)
+                _execute(store, tracking, intent, nonce)
             logger.info("finished what %s was interrupted in at %s: %s", left.by, since, what)
-        _release(store, tracking, ours.nonce)
+        release(store, tracking, nonce)
     return None if why else intent
 
 
@@ -471,10 +308,9 @@ def _drop(store: Store, tracking: TrackingConfig, intent: Intent, why: str) -> N
     if any(entry["file"] == intent.file for entry in read_log(store, tracking.model)):
         champion = current_aliases(store, tracking.model).get(CHAMPION)
         facts = {"dropped": intent.file}
-        note = _intent(_DROPPED, tracking.model, intent.version, (champion, champion), why, facts)
-        text = json.dumps(note.entry, indent=1) + "\n"
-        store.client.log_text(_log_run(store, tracking), text, f"{LOG_FOLDER}/{note.file}")
-    _say(store, tracking, intent, _DROPPED)
+        note = _intent(DROPPED, tracking.model, intent.version, (champion, champion), why, facts)
+        write_entry(store, log_run(store, tracking), note.file, note.entry)
+    _say(store, tracking, intent, DROPPED)
 
 
 def _on_the_way(intent: Intent, alias: str) -> tuple[str | None, ...]:
@@ -483,37 +319,25 @@ def _on_the_way(intent: Intent, alias: str) -> tuple[str | None, ...]:
     return before, intent.aliases.get(alias, before)
 
 
-def _release(store: Store, tracking: TrackingConfig, nonce: str) -> None:
-    holder = read_lock(store, tracking)
-    if holder is not None and holder.nonce == nonce:
-        store.client.delete_registered_model(lock_name(tracking.model))
-
-
 @contextlib.contextmanager
 def _given_up_on_failure(store: Store, tracking: TrackingConfig, nonce: str, intent: Intent) -> Iterator[None]:
-    """Remove the lock where nothing was begun; else say on it that the next one need not wait for the lease's end."""
+    """Remove the lock where nothing was begun; else say on it that the next one need not wait for the lease's end.
+
+    Raises:
+        TrackingError: instead of a server's refusal for lack of rights; says which it takes.
+    """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(Exception):
-            holder = read_lock(store, tracking)
-            if holder is not None and holder.nonce == nonce:
-                if _state(store, tracking, intent.digest) in (_BEGUN, _DONE):
-                    given_up = json.dumps(asdict(holder) | {"abandoned": True})
-                    store.client.set_registered_model_tag(lock_name(tracking.model), _LOCK, given_up)
-                else:
-                    store.client.delete_registered_model(lock_name(tracking.model))
-        raise
-
-
-def _is_denied(error: Exception) -> bool:
-    """Whether a server refused for lack of rights; a call for files says that otherwise than the others."""
-    response = getattr(error, "response", None)
-    return getattr(error, "error_code", "") == "PERMISSION_DENIED" or getattr(response, "status_code", 0) == 403
-
-
-def _new_lock() -> Lock:
-    return Lock(uuid.uuid4().hex, whoami(), this_host(), os.getpid(), time.time())
+            is_begun = _state(store, tracking, intent.digest) in (_BEGUN, _DONE)
+            (abandon if is_begun else release)(store, tracking, nonce)
+        if not is_denied(error):
+            raise
+        raise TrackingError(
+            f"MLflow at {store.uri}: {whoami()} may not promote or roll back: that takes EDIT on the registered model "
+            f"'{tracking.model}' and on the experiment '{tracking.experiment}', which has the promotion log"
+        ) from error
 
 
 def _changed(store: Store, tracking: TrackingConfig, found: Mapping[str, str], intent: Intent) -> str:
@@ -527,36 +351,3 @@ def _changed(store: Store, tracking: TrackingConfig, found: Mapping[str, str], i
         return f"{tracking.model}: the alias {alias} was taken from version {before} meanwhile; judge again"
     what = "was promoted" if known and moves[-1]["outcome"] == "promoted" else f"became the {alias}"
     return f"{tracking.model}: version {version} {what} meanwhile, {who}; judge again"
-
-
-def _log_run(store: Store, tracking: TrackingConfig) -> str:
-    """The run that keeps the log; made where it is new. Only the holder of the lock asks for it."""
-    client, model = store.client, tracking.model
-    entity = registered_model(store, model)
-    if entity is not None and (known := entity.tags.get(LOG_RUN)):
-        return str(known)
-    experiment = experiment_id(store, tracking.experiment)
-    # An interrupted call may have made the run and not yet said so.
-    found = client.search_runs([experiment], f"tags.`{LOG_FOLDER}.model` = '{model}'", order_by=["start_time ASC"])
-    if found:
-        run_id = str(found[0].info.run_id)
-    else:
-        tags = {
-            f"{LOG_FOLDER}.model": model,
-            "mlflow.source.name": "pdnet promote",
-            "mlflow.note.content": f"The promotion log of {model}: one file for each promotion, refusal and rollback.",
-        }
-        run_id = str(client.create_run(experiment, run_name=f"promotions of {model}", tags=tags).info.run_id)
-        client.set_terminated(run_id)
-    client.set_registered_model_tag(model, LOG_RUN, run_id)
-    return run_id
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # of another user
-        return True
-    return True

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pdnet.errors import DataError, TrackingError
 from pdnet.tracking.journal import Header, Journal, buffer_folder
-from pdnet.tracking.store import Store, experiment_id, open_store, public_uri
+from pdnet.tracking.store import Store, experiment_id, log_metrics, open_store, public_uri, store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -26,8 +24,6 @@ SYSTEM = "system/"
 DRAIN_SECONDS = 20
 #: How a line ends that says that something is not there yet.
 LATER = "`pdnet track sync` sends it later"
-
-_METRICS_PER_CALL = 1000
 
 logger = logging.getLogger("pdnet.tracking")
 
@@ -144,11 +140,7 @@ class _Run:
 
     def send(self, journal: Journal) -> int:
         """Send what was written since the last call; the number of values."""
-        points, sent = self._missing(journal), 0
-        while batch := list(islice(points, _METRICS_PER_CALL)):
-            self._client.log_batch(self.id, metrics=batch)
-            sent += len(batch)
-        return sent
+        return log_metrics(self._client, self.id, self._missing(journal))
 
     def _missing(self, journal: Journal) -> Iterator[Metric]:
         """The values that the run did not hold when it was opened.
@@ -166,20 +158,17 @@ class _Run:
 
 
 def sync(buffer: Path | None = None) -> Iterator[str]:
-    """Send every journal in a folder to the store of MLFLOW_TRACKING_URI, and say of each what became of it.
+    """Send every journal in a folder to the store at `store_uri`, and say of each what became of it.
 
     A journal that is refused holds up none but later ones of its training; one of another store is left alone.
 
     Raises:
-        TrackingError: the store is not named or does not answer, or, when all was said, it refused some; what was not
-            sent stays.
+        TrackingError: the store does not answer, or, when all was said, it refused some; what was not sent stays.
     """
     folder = buffer or buffer_folder()
     if not (paths := _files(folder)):
         yield f"{folder}: nothing to send"
         return
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise TrackingError(f"{folder}: MLFLOW_TRACKING_URI is not set; expected the store to send the journals to")
     with open_store():  # else each journal would wait for it
         pass
     refused: list[str] = []
@@ -202,11 +191,9 @@ def sync(buffer: Path | None = None) -> Iterator[str]:
 def send_leftovers() -> None:
     """Send what the trainings of this pipeline run could not, before their folder goes with the run.
 
-    For a later step. Nothing where MLFLOW_TRACKING_URI is not set; never raises, one warning where something stays.
+    For a later step. Never raises; one warning where something stays.
     """
     folder, reason = buffer_folder(), ""
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return
     try:
         for line in sync(folder):
             logger.debug("%s", line)
@@ -227,8 +214,8 @@ def _sync_one(path: Path) -> str:
     except DataError as error:
         return str(error)
     with contextlib.closing(journal):
-        if (named := public_uri(os.environ["MLFLOW_TRACKING_URI"])) != journal.header.store:
-            return f"{path}: left alone: it is for MLflow at {journal.header.store}, MLFLOW_TRACKING_URI is {named}"
+        if (named := public_uri(store_uri())) != journal.header.store:
+            return f"{path}: left alone: it is for MLflow at {journal.header.store}, this is {named}"
         if not journal.lock():
             return f"{path}: left alone: its training is running, or somebody else is sending it"
         with open_store() as store:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pdnet.errors import DataError, TrackingError
-from pdnet.files import file_digest, read_object
-from pdnet.tracking.aliases import read_log
-from pdnet.tracking.release import LINEAGE, RELEASE, Release, exported_files, read_release
+from pdnet.files import file_digest
+from pdnet.tracking.promotion_log import read_log
+from pdnet.tracking.release import ENGINE, ENGINE_PARITY, LINEAGE, RELEASE, Release, exported_files, read_release
 from pdnet.tracking.store import Store
-from pdnet.tracking.versions import Version
+from pdnet.tracking.versions import Version, download
 
 #: What a release says of itself in a few kilobytes; weights and graphs are a thousand times as large.
 SMALL_FILES = ("params.yaml", "parity.json", "evaluation/scores.json")
-ENGINE, ENGINE_PARITY = "tensorrt/pdnet.engine", "tensorrt/parity.json"
 
 _STEP = ("started", "seconds", "host", "device", "precision", "processes", "accelerators", "image", "config_hash")
 _AGREEMENT = ("max_probability_difference", "mean_probability_difference", "mask_agreement")
@@ -94,11 +93,11 @@ def download_facts(store: Store, version: Version, out: Path) -> Release:
             f"{version.name}: registered by other means than `pdnet register`: it has no tag release.sha256, "
             "so nothing is known of its origin"
         )
-    _check(version, _download(store, version, LINEAGE, out), expected)
+    _fetch(store, version, LINEAGE, out, expected)
     release = read_release(out)
     for name in (*SMALL_FILES, ENGINE_PARITY):
         if name in release.facts["files"]:
-            _check(version, _download(store, version, name, out), release.facts["files"][name]["sha256"])
+            _fetch(store, version, name, out, release.facts["files"][name]["sha256"])
     return release
 
 
@@ -151,28 +150,12 @@ def promotions(store: Store, version: Version) -> list[dict[str, Any]]:
     ]
 
 
-def _download(store: Store, version: Version, name: str, out: Path) -> Path:
+def _fetch(store: Store, version: Version, name: str, out: Path, expected: str) -> None:
     """Fetch one file of a release to the same place below `out`."""
-    import mlflow.artifacts
-
-    uri = f"models:/{version.model}/{version.version}/artifacts/{RELEASE}/{name}"
-    target = out / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        try:
-            place = store.client.tracking_uri
-            got = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=place)
-            Path(got).rename(target)
-        except Exception as error:  # stores are plug-ins with errors of many kinds
-            reason = str(error).strip().splitlines()[0]
-            raise TrackingError(f"{version.name}: its file {name} cannot be had ({reason})") from None
-    return target
-
-
-def _check(version: Version, path: Path, expected: str) -> None:
-    if (found := file_digest(path)) != expected:
+    download(store, version, out / name, f"artifacts/{RELEASE}/{name}")
+    if (found := file_digest(out / name)) != expected:
         raise DataError(
-            f"{version.name}: {path.name} is not the file that was registered: SHA-256 {found}, recorded {expected}; "
+            f"{version.name}: {name} is not the file that was registered: SHA-256 {found}, recorded {expected}; "
             f"`pdnet verify {version.name}` tells the rest"
         )
 
@@ -183,10 +166,9 @@ def _exports(release: Release) -> Iterator[dict[str, Any]]:
     for name in exported_files(parity):
         figures = parity if name == "pdnet.onnx" else parity["streaming"]
         yield {"file": name, **files[name], "agreement": _agreement(figures, figures["onnx"]["jf_mean"])}
-    if ENGINE in files:
-        figures = read_object(release.folder / ENGINE_PARITY, ("tensorrt.jf_mean",))
-        agreement = _agreement(figures, figures["tensorrt"]["jf_mean"])
-        yield {"file": ENGINE, **files[ENGINE], "agreement": agreement | {"device": figures.get("device")}}
+    if (engine := release.engine) is not None:
+        agreement = _agreement(engine, engine["tensorrt"]["jf_mean"])
+        yield {"file": ENGINE, **files[ENGINE], "agreement": agreement | {"device": engine.get("device")}}
 
 
 def _agreement(figures: Mapping[str, Any], jf_mean: float) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A training on record while it runs, and never held up by that.
 
-Losses, rates and the machine's load go to MLflow in a run of the step, where MLFLOW_TRACKING_URI names a store; the
-embedded store gets the curves when the model is registered. Three programs share a journal (journal.py):
+Losses, rates and the machine's load go to MLflow in a run of the step. Three programs share a journal (journal.py):
 
     the training        appends a line an iteration: some microseconds, no network
     the recorder        a process beside it: sends what the journal holds, and samples the machine (recorder.py)
@@ -27,10 +26,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pdnet.errors import TrackingError
+from pdnet.tracking.config import TrackingConfig
 from pdnet.tracking.curves import curve_points
 from pdnet.tracking.delivery import DRAIN_SECONDS, LATER, TRAINING_TAG
 from pdnet.tracking.journal import Header, JournalWriter, buffer_folder
-from pdnet.tracking.store import origin_tags, public_uri
+from pdnet.tracking.store import origin_tags, public_uri, store_uri
 
 logger = logging.getLogger("pdnet.tracking")
 
@@ -39,23 +39,24 @@ logger = logging.getLogger("pdnet.tracking")
 def live_run(
     step: str,
     tags: Mapping[str, str | None],
+    tracking: TrackingConfig,
     *,
-    experiment: str,
     training: Callable[[], str],
     stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
 ) -> Iterator[LiveRun]:
     """Record the block: FINISHED, FAILED where it raises, KILLED where it is stopped.
 
-    Does nothing where MLFLOW_TRACKING_URI is not set. Nothing that goes wrong here reaches the block.
+    Nothing that goes wrong here reaches the block. Nothing is recorded where the configuration says so, nor where
+    MLflow is missing and no store is named.
 
     Args:
         step: name of the step, and of the run.
         tags: of the run; None is left out.
-        experiment: name of the MLflow experiment.
+        tracking: name of the experiment, and whether to record.
         training: identifies the training over the processes that go on with it; asked at the first iteration.
         stops: errors that mean that somebody has stopped the block.
     """
-    run = LiveRun(step, tags, experiment, training)
+    run = LiveRun(step, tags, tracking, training)
     try:
         yield run
     except BaseException as error:
@@ -72,16 +73,19 @@ class LiveRun:
         training: identifies the training, as the run's tag `pdnet.training`; None before the first iteration.
     """
 
-    def __init__(self, step: str, tags: Mapping[str, str | None], experiment: str, training: Callable[[], str]) -> None:
+    def __init__(
+        self, step: str, tags: Mapping[str, str | None], tracking: TrackingConfig, training: Callable[[], str]
+    ) -> None:
         self.run_id = os.environ.get("MLFLOW_RUN_ID") or None
         self.training: str | None = None
-        self._about = (step, tags, experiment, training)
+        self._about = (step, tags, tracking.experiment, training)
         self._journal: JournalWriter | None = None
         self._recorder: subprocess.Popen[bytes] | None = None
         self._partial_line = b""  # a line that the recorder has not finished
         self._step = 0
         self._warned = False
-        self._over = not os.environ.get("MLFLOW_TRACKING_URI")
+        wanted = bool(os.environ.get("MLFLOW_TRACKING_URI")) or _has_mlflow()
+        self._over = not (tracking.live and wanted)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Record an iteration, given its row of the log."""
@@ -138,13 +142,13 @@ class LiveRun:
         if self._journal is not None:
             return self._journal
         step, tags, experiment, training = self._about
-        if importlib.util.find_spec("mlflow") is None:
+        if not _has_mlflow():
             raise TrackingError("MLFLOW_TRACKING_URI is set, but mlflow is not installed")
         self.training = training()
         own = origin_tags() | {"mlflow.source.name": f"pdnet {step}", TRAINING_TAG: self.training}
         own |= {"step": step, "host": platform.node()}
         given = {name: value for name, value in tags.items() if value is not None}
-        store = public_uri(os.environ["MLFLOW_TRACKING_URI"])
+        store = public_uri(store_uri())
         header = Header(self.training, step, experiment, self.run_id, own | given, _now(), store)
         self._journal = JournalWriter(buffer_folder(), header)
         command = [sys.executable, "-m", "pdnet.tracking.recorder", str(self._journal.path), str(os.getpid())]
@@ -219,6 +223,10 @@ class LiveRun:
         if not self._warned:
             logger.warning("%s", line)
         self._warned = True
+
+
+def _has_mlflow() -> bool:
+    return importlib.util.find_spec("mlflow") is not None
 
 
 def _now() -> int:

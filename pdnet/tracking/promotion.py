@@ -16,8 +16,7 @@ import pandas as pd
 
 from pdnet.errors import ConfigError
 from pdnet.evaluation.bootstrap import Interval, paired_difference
-from pdnet.files import read_object
-from pdnet.tracking.release import Release, damage, exported_files
+from pdnet.tracking.release import Release, broken_claims, damage
 from pdnet.tracking.versions import Version
 
 #: J&F is judged in points of 100, free of what binary fractions add: 87.1 - 86.1 is not 1.
@@ -292,28 +291,12 @@ def _damage(version: Version, release: Release) -> Iterator[str]:
     if lines := damage(release):
         yield from lines
         return
-    held = {name: str(facts["sha256"]) for name, facts in release.facts["files"].items()}
-    wanted = {**exported_files(release.parity), "model.safetensors": release.step("evaluate").get("model_sha256")}
-    if (engine := _engine(release)) is not None:
-        wanted["tensorrt/pdnet.engine"] = engine["sha256"]
-        if engine["onnx_sha256"] != held.get("pdnet.onnx"):
-            yield f"tensorrt/pdnet.engine: built from an ONNX file of SHA-256 {engine['onnx_sha256']}"
-    for name, sha256 in wanted.items():
-        if held.get(name) != sha256:
-            what = "evaluated" if name == "model.safetensors" else "compared with the network"
-            yield f"{name}: SHA-256 {held.get(name, 'none')}, {what} was {sha256 or 'nobody knows which'}"
-
-
-def _engine(release: Release) -> dict[str, Any] | None:
-    """The engine's parity.json; None where there is no engine."""
-    if "tensorrt/pdnet.engine" not in release.facts["files"]:
-        return None
-    keys = ("sha256", "onnx_sha256", "max_probability_difference", "torch.jf_mean", "tensorrt.jf_mean")
-    return read_object(release.folder / "tensorrt" / "parity.json", keys)
+    for claim in broken_claims(release):
+        yield f"{claim.file}: SHA-256 {claim.found or 'none'}, {claim.how} it was {claim.recorded or 'unknown'}"
 
 
 def _exports(release: Release) -> Iterator[Parity]:
-    parity, engine = release.parity, _engine(release)
+    parity, engine = release.parity, release.engine
 
     def row(file: str, facts: Mapping[str, Any], side: str) -> Parity:
         apart = 100 * (float(facts[side]["jf_mean"]) - float(torch["jf_mean"]))

@@ -8,10 +8,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pdnet.files import file_digest
 from pdnet.tracking.card import model_card
@@ -22,13 +22,11 @@ from pdnet.tracking.pyfunc import SCRIPT, save_served_model, served_digest
 from pdnet.tracking.record import Point, Record, StepRecord, read_record
 from pdnet.tracking.release import RELEASE, Release, present, write_release
 from pdnet.tracking.samples import write_samples
-from pdnet.tracking.store import Store, experiment_id, open_store, origin_tags
+from pdnet.tracking.store import Store, experiment_id, log_metrics, open_store, origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
-
-T = TypeVar("T")
 
 #: The alias of the version that was registered last.
 CANDIDATE = "candidate"
@@ -42,7 +40,6 @@ _DESCRIPTION = """Video portrait segmentation with PDNet: frames or a video in, 
 
 `champion` is the version to use, `previous` the champion before it, `candidate` the version that was registered last.
 `pdnet promote`, `pdnet rollback` move them; `pdnet lineage` tells where a version came from."""
-_METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 
 
@@ -120,8 +117,7 @@ def register_model(
         tracking: names of experiment and model, and the licence.
 
     Raises:
-        DataError: a folder lacks a file that its step writes.
-        ExportError: an exported file is not the one whose agreement with the network was measured.
+        DataError: a folder lacks a file that its step writes, or a file is not the one that another step looked at.
         TrackingError: the store does not answer or refuses.
     """
     folders = {"validate": validation, "pretrain": pretrain, "train": train, "evaluate": evaluation}
@@ -207,7 +203,7 @@ def _register(store: Store, release: Release, record: Record, files: _Files, tra
         undo.callback(_quietly, client.delete_logged_model, logged.model_id)
         client.log_model_artifacts(logged.model_id, str(files.model))
         client.finalize_logged_model(logged.model_id, "READY")
-        _log_metrics(client, run_id, _final_metrics(record, logged.model_id))
+        log_metrics(client, run_id, _final_metrics(record, logged.model_id))
 
         if found := _registered(store, release, tracking):  # another attempt was faster; this one is taken back
             return found
@@ -286,7 +282,7 @@ def _record_step(
             for name in {point.name for point in step.curves}
         }
         missing = [point for point in step.curves if point.step not in known[point.name]]
-    _log_metrics(client, run.info.run_id, [*_points(missing), *_figures(step)])
+    log_metrics(client, run.info.run_id, [*_points(missing), *_figures(step)])
     client.log_artifact(run.info.run_id, str(step.record))
     if run.info.status == "RUNNING" and os.environ.get("MLFLOW_RUN_ID") is None:
         client.set_terminated(run.info.run_id, "FINISHED", step.ended_ms)
@@ -335,13 +331,9 @@ def _run_tags(record: Record) -> dict[str, str]:
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
-    for batch in _batches([Param(key, value) for key, value in params.items()], _PARAMS_PER_CALL):
-        client.log_batch(run_id, params=batch)
-
-
-def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
-    for batch in _batches(metrics, _METRICS_PER_CALL):
-        client.log_batch(run_id, metrics=batch)
+    entities = [Param(key, value) for key, value in params.items()]
+    for start in range(0, len(entities), _PARAMS_PER_CALL):
+        client.log_batch(run_id, params=entities[start : start + _PARAMS_PER_CALL])
 
 
 def _points(points: Sequence[Point]) -> list[Metric]:
@@ -387,10 +379,6 @@ def _log_files(client: MlflowClient, run_id: str, record: Record, files: _Files)
 def _link(client: MlflowClient, model_id: str, name: str, version: str) -> None:
     """Let the model's page name the version; MLflow finds it by this tag."""
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])})
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _quietly(action: Callable[..., Any], *arguments: Any) -> None:

@@ -13,28 +13,50 @@ Whoever has the folder needs neither the registry nor the repository to know wha
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
 from pdnet import __version__
 from pdnet.data.tables import read_table
-from pdnet.errors import DataError, ExportError
+from pdnet.errors import DataError
 from pdnet.files import file_digest, read_object, write_json, write_text
 
 #: Name of the folder within a version.
 RELEASE = "release"
 #: What is written last, and lists everything else.
 LINEAGE = "lineage.json"
+WEIGHTS, PAIR = "model.safetensors", "pdnet.onnx"
+ENGINE, ENGINE_PARITY = "tensorrt/pdnet.engine", "tensorrt/parity.json"
 EVALUATION = ("scores.json", "frames.parquet", "clips.parquet", "baselines.parquet")
 
 _FORMAT = 1
+_SCORED = "run.json of evaluate"
 _SCORES = ("jf_mean", "j", "f", "all_frames", "baselines", "speed")
 _PARITY = ("sha256", "torch.jf_mean", "onnx.jf_mean")
+_ENGINE_PARITY = ("sha256", "onnx_sha256", "max_probability_difference", "torch.jf_mean", "tensorrt.jf_mean")
+
+
+class Claim(NamedTuple):
+    """That a file is the one which a step looked at.
+
+    Attributes:
+        file: its name in the release.
+        how: what the step did with it: `as scored`, `as compared`, `as built into the engine`.
+        record: where the step said so.
+        recorded: SHA-256 of what the step had; None where it did not say.
+        found: SHA-256 of what the release has; None where it has none.
+    """
+
+    file: str
+    how: str
+    record: str
+    recorded: str | None
+    found: str | None
 
 
 @dataclass(frozen=True)
@@ -66,14 +88,19 @@ class Release:
         return read_object(self.folder / "parity.json", _PARITY)
 
     @property
+    def engine(self) -> dict[str, Any] | None:
+        """Content of the engine's parity.json; None where there is no engine."""
+        return read_object(self.folder / ENGINE_PARITY, _ENGINE_PARITY) if ENGINE in self.facts["files"] else None
+
+    @property
     def weights(self) -> Path:
         """The network."""
-        return self.folder / "model.safetensors"
+        return self.folder / WEIGHTS
 
     @property
     def onnx(self) -> Path:
         """The pair graph."""
-        return self.folder / "pdnet.onnx"
+        return self.folder / PAIR
 
     @property
     def sha256(self) -> str:
@@ -125,18 +152,17 @@ def write_release(
         tensorrt: folder of the export_tensorrt step; None where there is none.
 
     Raises:
-        DataError: a folder lacks a file that its step writes, or the evaluation is of other weights.
-        ExportError: an exported file is not the one whose agreement with the network was measured.
+        DataError: a folder lacks a file that its step writes, or a file is not the one that another step looked at.
     """
     folders = {"validate": validation, "pretrain": pretrain, "train": train, "evaluate": evaluation}
     folders |= {"export_onnx": export} | ({"export_tensorrt": tensorrt} if tensorrt else {})
     steps = {step: read_object(present(folder / "run.json"), ("step",)) for step, folder in folders.items()}
-    parity = read_object(present(export / "parity.json"), _PARITY)
-    sources = {name: export / name for name in exported_files(parity)}
-    sources |= {"parity.json": export / "parity.json", "model.safetensors": train / "model.safetensors"}
+    sources = {name: export / name for name in exported_files(read_object(present(export / "parity.json"), _PARITY))}
+    sources |= {"parity.json": export / "parity.json", WEIGHTS: train / WEIGHTS}
     sources |= {f"evaluation/{name}": evaluation / name for name in EVALUATION}
     if tensorrt:
-        sources |= {f"tensorrt/{name}": tensorrt / name for name in ("pdnet.engine", "parity.json")}
+        sources |= {name: tensorrt / Path(name).name for name in (ENGINE, ENGINE_PARITY)}
+        read_object(present(sources[ENGINE_PARITY]), _ENGINE_PARITY)  # so that an error names the user's file
 
     out.mkdir(parents=True)
     for name, source in sources.items():
@@ -147,10 +173,6 @@ def write_release(
         name: {"sha256": file_digest(out / name), "bytes": (out / name).stat().st_size}
         for name in sorted([*sources, "params.yaml"])
     }
-    _check_exports({name: str(facts["sha256"]) for name, facts in files.items()}, parity, export, tensorrt)
-    scored, weights = steps["evaluate"].get("model_sha256"), files["model.safetensors"]["sha256"]
-    if scored not in (None, weights):
-        raise DataError(f"{evaluation}: scored weights of SHA-256 {scored}, expected {weights}, those of {train}")
     trained = steps["train"]
     facts = {
         "format": _FORMAT,
@@ -168,8 +190,15 @@ def write_release(
         },
         "files": files,
     }
+    release = Release(out, facts)
+    for claim in broken_claims(release):
+        record = evaluation / "run.json" if claim.record == _SCORED else sources[claim.record]
+        raise DataError(
+            f"{sources[claim.file]}: its SHA-256 is {claim.found}; {claim.how} ({record}) it was "
+            f"{claim.recorded or 'unknown'}"
+        )
     write_json(out / LINEAGE, facts)
-    return Release(out, facts)
+    return release
 
 
 def read_release(folder: Path) -> Release:
@@ -197,31 +226,25 @@ def damage(release: Release) -> list[str]:
     return lines
 
 
+def claims(release: Release) -> Iterator[Claim]:
+    """What the steps said of each other's files; whoever changed a file and its record alike is found here."""
+    held = release.content
+    yield Claim(WEIGHTS, "as scored", _SCORED, release.step("evaluate").get("model_sha256"), held.get(WEIGHTS))
+    for name, compared in exported_files(release.parity).items():
+        yield Claim(name, "as compared", "parity.json", compared, held.get(name))
+    if (engine := release.engine) is not None:
+        yield Claim(ENGINE, "as compared", ENGINE_PARITY, engine["sha256"], held.get(ENGINE))
+        yield Claim(PAIR, "as built into the engine", ENGINE_PARITY, engine["onnx_sha256"], held.get(PAIR))
+
+
+def broken_claims(release: Release) -> list[Claim]:
+    """Those of `claims` that do not hold."""
+    return [claim for claim in claims(release) if claim.recorded != claim.found]
+
+
 def exported_files(parity: Mapping[str, Any]) -> dict[str, str]:
     """The ONNX files that a parity.json is about, each with the SHA-256 of what was compared."""
-    return {"pdnet.onnx": parity["sha256"]} | dict((parity.get("streaming") or {}).get("files") or {})
-
-
-def _check_exports(found: Mapping[str, str], parity: Mapping[str, Any], export: Path, tensorrt: Path | None) -> None:
-    """See that each exported file is the one that was compared with the network."""
-
-    def check(name: str, path: Path, compared: str) -> None:
-        if found[name] != compared:
-            raise ExportError(
-                f"{path}: not the file that was compared with the network: its SHA-256 is {found[name]}, "
-                f"{path.with_name('parity.json')} says {compared}"
-            )
-
-    for name, compared in exported_files(parity).items():
-        check(name, export / name, compared)
-    if tensorrt:
-        engine = read_object(tensorrt / "parity.json", ("sha256", "onnx_sha256"))
-        check("tensorrt/pdnet.engine", tensorrt / "pdnet.engine", engine["sha256"])
-        if engine["onnx_sha256"] != parity["sha256"]:
-            raise ExportError(
-                f"{tensorrt}: built from another ONNX file, of SHA-256 {engine['onnx_sha256']}; "
-                f"expected {export / 'pdnet.onnx'}"
-            )
+    return {PAIR: parity["sha256"]} | dict((parity.get("streaming") or {}).get("files") or {})
 
 
 def _weights(folder: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ import shutil
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -21,10 +22,12 @@ from pdnet.files import atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+_DEFAULT_URI = "sqlite:///mlflow.db"
 
 _LONGEST_REASON = 300
+_METRICS_PER_CALL = 1000
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 #: MLflow's own words stay out of the terminal, and nothing is told to its makers.
 _QUIET = {
@@ -55,6 +58,11 @@ class Store(NamedTuple):
     artifact_location: str | None
 
 
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder; may hold a password."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_URI
+
+
 def experiment_id(store: Store, name: str) -> str:
     """The id of the experiment, made where it is new."""
     if (found := store.client.get_experiment_by_name(name)) is not None:
@@ -69,6 +77,21 @@ def experiment_id(store: Store, name: str) -> str:
         return str(found.experiment_id)
 
 
+def log_metrics(client: MlflowClient, run_id: str, metrics: Iterable[Metric]) -> int:
+    """Log any number of metrics, in calls of the size that servers accept; how many there were."""
+    remaining, count = iter(metrics), 0
+    while batch := list(islice(remaining, _METRICS_PER_CALL)):
+        client.log_batch(run_id, metrics=batch)
+        count += len(batch)
+    return count
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether a server refused for lack of rights; a call for files says that otherwise than the others."""
+    response = getattr(error, "response", None)
+    return getattr(error, "error_code", "") == "PERMISSION_DENIED" or getattr(response, "status_code", 0) == 403
+
+
 def origin_tags() -> dict[str, str]:
     """Who makes a run, and the run that it belongs to: Kubeflow's MLflow plugin names that in MLFLOW_RUN_ID."""
     tags = {"mlflow.source.type": "LOCAL"}
@@ -81,7 +104,7 @@ def origin_tags() -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_store() -> Iterator[Store]:
-    """Yield the store named by `MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db` in the working folder.
+    """Yield the store at `store_uri`.
 
     A new SQLite file gets its tables here, which takes some seconds. With SQLite, the files of a new experiment go to
     the folder `mlartifacts` beside the database. Environment and loggers are as before when the block ends; what users
@@ -90,7 +113,7 @@ def open_store() -> Iterator[Store]:
     Raises:
         TrackingError: the store does not answer or refuses a call of the block.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    given = store_uri()
     public = public_uri(given)
     with _environment(_QUIET), warnings.catch_warnings():
         warnings.simplefilter("ignore")

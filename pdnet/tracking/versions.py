@@ -103,7 +103,7 @@ def download_release(store: Store, version: Version, out: Path) -> Release:
 
 
 def download(store: Store, version: Version, out: Path, path: str = "") -> None:
-    """Fetch the files of a version, or those in one folder of it.
+    """Fetch the files of a version, or one file or folder of it.
 
     Raises:
         TrackingError: the files cannot be had.
@@ -118,7 +118,7 @@ def download(store: Store, version: Version, out: Path, path: str = "") -> None:
         except Exception as error:  # stores are plug-ins with errors of many kinds
             reason = str(error).strip().splitlines()[0]
             raise TrackingError(
-                f"{version.name}: its files cannot be had, or it was not registered by pdnet ({reason})"
+                f"{version.name}: {path or 'its files'} cannot be had, or it was not registered by pdnet ({reason})"
             ) from None
         Path(got).rename(fresh)
 

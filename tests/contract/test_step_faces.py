@@ -24,7 +24,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 WHOLE_FILE = {"params.yaml": None}
 #: a step reads them, but they change how fast it runs or where it is recorded, not what it writes
-SPEED_ONLY = {"train.workers", "train.cache_mb", "train.checkpoint_seconds", "tracking.experiment"}
+SPEED_ONLY = {"train.workers", "train.cache_mb", "train.checkpoint_seconds", "tracking"}
 
 
 def lookup(mapping: dict[str, Any], dotted: str) -> Any:

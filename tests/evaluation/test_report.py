@@ -30,8 +30,8 @@ from pdnet.evaluation.report import number, percent, points_apart, write_report
 from pdnet.evaluation.scoring import FIGURES
 from pdnet.files import read_json, write_json
 from pdnet.metrics import RegionContour, frame_scores, mean_of_sequences, statistics
-from pdnet.steps.lineage import RunRecord
 from pdnet.steps.report import _fits
+from pdnet.steps.run_record import RunRecord
 
 CLIPS = ("news/news_01", "lecture/lecture_01")
 WIDTH, HEIGHT, FRAMES, PARTS = 64, 48, 6, 3

@@ -8,7 +8,7 @@ import pytest
 from tiny_profile import SIZE, decided_network, tiny_config
 
 from pdnet import steps
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.weights import save_model
 
 

@@ -18,7 +18,7 @@ from pdnet.errors import ExportError
 from pdnet.files import file_digest
 from pdnet.inference.onnx_session import StreamingModel, StreamingSession
 from pdnet.inference.session import PortraitSession, prepare
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model, save_model
 
 FILES = {"pdnet.onnx", "reference_encoder.onnx", "segmenter.onnx"}

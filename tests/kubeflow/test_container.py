@@ -34,6 +34,8 @@ def own_environment(monkeypatch):
     """What a task sets is gone after the test."""
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, "")
+    monkeypatch.setenv("PDNET_MLFLOW_BUFFER", "")
+    monkeypatch.delenv("PDNET_MLFLOW_BUFFER")  # which is taken where it is set
 
 
 def code_of(ended: pytest.ExceptionInfo[SystemExit]) -> int:

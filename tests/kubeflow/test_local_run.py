@@ -111,6 +111,7 @@ def test_the_model_is_registered_and_promoted(done):
     assert "promoted to champion" in card
 
 
+@pytest.mark.slow
 def test_dvc_and_kubeflow_make_the_same_model(done):
     done.run("dvc", "repro", "export_onnx")
     ours = done.json("export-onnx/out/parity.json")
@@ -137,6 +138,7 @@ class TestLater:
         assert re.findall(r"^([\w-]+): unchanged", again, re.MULTILINE) == TASKS[:7]
         assert ran(again) == ["register", "outcome", "pipeline"]
 
+    @pytest.mark.slow
     def test_a_failing_step_is_one_line_and_on_record(self, done):
         strict = tiny_params(validation={"min_short_side": 400, "collection": "error"})
         (done.root / "strict.yaml").write_text(yaml.safe_dump(strict))
@@ -178,6 +180,7 @@ class TestLater:
         assert not any(task.is_running() and task.status() != psutil.STATUS_ZOMBIE for task in tasks)
         assert not list(done.results.glob("workspace-*"))
 
+    @pytest.mark.slow
     def test_an_older_version_of_the_data_is_named_by_its_revision(self, done):
         revision = done.run("git", "rev-parse", "HEAD").strip()
         (done.root / "data" / "mvps" / "note.txt").write_text("a newer version\n")

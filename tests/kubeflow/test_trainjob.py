@@ -61,7 +61,7 @@ def pod_with(workspace: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_record(monkeypatch):
-    for name in ("PDNET_GIT_COMMIT", "PDNET_IMAGE", "KFP_POD_NAME", "KFP_POD_UID", "KUBERNETES_SERVICE_HOST"):
+    for name in (*trainjob.ABOUT, "KFP_POD_NAME", "KFP_POD_UID", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pdnet.steps.lineage import data_version
+from pdnet.steps.run_record import data_version
 
 MD5 = "0123456789abcdef0123456789abcdef.dir"
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.org")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import onnx
 import pandas as pd
 from onnx import TensorProto, helper
 from PIL import Image
+
+from pdnet.files import file_digest
 
 SIZE = 8
 PRETRAIN_STEPS = 6
@@ -48,14 +51,21 @@ def write_finished_run(root: Path, *, train_steps: int = TRAIN_STEPS) -> dict[st
     for name, step in STEPS.items():
         (folders[name] / "run.json").write_text(json.dumps(_run_facts(step)))
     _write_validation(folders["validation"])
-    for name in ("pretrain", "train"):
-        (folders[name] / "model.safetensors").write_bytes(b"weights of " + name.encode())
+    (folders["pretrain"] / "model.safetensors").write_bytes(b"weights of pretrain")
     _pretrain_log().to_parquet(folders["pretrain"] / "log.parquet")
     train_log(train_steps).to_parquet(folders["train"] / "log.parquet")
+    write_weights(folders, b"weights of train")
     _write_evaluation(folders["evaluation"], root / "frames")
     _write_export(folders["export"])
     (folders["report"] / "index.html").write_text("<!doctype html><title>report</title><p>J&amp;F 86.0</p>")
     return folders
+
+
+def write_weights(folders: Mapping[str, Path], content: bytes) -> None:
+    """Let these be the weights that were trained and evaluated."""
+    weights, record = folders["train"] / "model.safetensors", folders["evaluation"] / "run.json"
+    weights.write_bytes(content)
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"model_sha256": file_digest(weights)}))
 
 
 def train_log(steps: int) -> pd.DataFrame:

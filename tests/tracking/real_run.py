@@ -9,7 +9,7 @@ from tiny_profile import SIZE, decided_network, tiny_config
 
 from pdnet import steps
 from pdnet.files import write_json
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.weights import save_model
 
 

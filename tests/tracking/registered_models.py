@@ -19,7 +19,9 @@ from tiny_profile import tiny_config
 from pdnet.config import Config, config_hash, to_mapping
 from pdnet.files import file_digest, read_json, write_json
 from pdnet.tracking import register_model
-from pdnet.tracking.aliases import CHAMPION, LOG_RUN, PREVIOUS, PROMOTION, STATE, lock_name
+from pdnet.tracking.aliases import CHAMPION, PREVIOUS, PROMOTION, STATE
+from pdnet.tracking.promotion_lock import lock_name
+from pdnet.tracking.promotion_log import LOG_RUN
 
 MODEL = "tiny"
 DATA, OTHER = "1" * 32 + ".dir", "2" * 32 + ".dir"
@@ -117,3 +119,11 @@ def aliases(client: mlflow.MlflowClient) -> dict[str, str]:
     """Champion and previous."""
     found = client.get_registered_model(MODEL).aliases
     return {alias: str(version) for alias, version in found.items() if alias in (CHAMPION, PREVIOUS)}
+
+
+def lock_is_there(client: mlflow.MlflowClient) -> bool:
+    """Whether somebody moves the aliases, or was interrupted in it."""
+    with contextlib.suppress(MlflowException):
+        client.get_registered_model(lock_name(MODEL))
+        return True
+    return False

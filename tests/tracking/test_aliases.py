@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,23 +19,22 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
-from registered_models import DATA, MODEL, add_model, aliases, new_store, reset, scores, write_run
+from processes import PROCESSES, killed, new_process
+from registered_models import DATA, MODEL, add_model, aliases, lock_is_there, new_store, reset, scores, write_run
 from tiny_profile import write_params
 
 from pdnet.cli import main
 from pdnet.errors import PromotionError
-from pdnet.tracking import TrackingConfig
+from pdnet.tracking import TrackingConfig, promotion_lock
 from pdnet.tracking import aliases as moving
-from pdnet.tracking.aliases import line_of_champions, lock_name, read_lock, read_log, rollback
+from pdnet.tracking.aliases import rollback
+from pdnet.tracking.promotion_lock import Lock, lock_name, new_lock, read_lock, whoami
+from pdnet.tracking.promotion_log import line_of_champions, read_log
 from pdnet.tracking.store import open_store
 
 TRACKING = TrackingConfig(experiment="tiny", model=MODEL)
 POLICY = Path(__file__).parents[2] / "configs" / "promotion.yaml"
-#: Every call with which MLflow's client changes a store begins with one of these.
-CHANGES = ("create_", "set_", "delete_", "log_", "update_", "rename_")
-#: A process that imports the libraries once; each test process is forked from it in no time, and really killed.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["mlflow", "pdnet.steps", "registered_models"])
+NOT_A_LOCK = "the model or prompt 'tiny-promotion' is not the lock that pdnet makes; whoever made it, or an "
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
@@ -55,8 +53,8 @@ def registry(
 def client(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     """Speaks to the store; the working folder has parameters."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
-    monkeypatch.setattr(moving, "SETTLE", 0.1)
-    monkeypatch.setattr(moving, "POLL", 0.05)
+    monkeypatch.setattr(promotion_lock, "SETTLE", 0.1)
+    monkeypatch.setattr(promotion_lock, "POLL", 0.05)
     write_params(tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     client = mlflow.MlflowClient(registry)
@@ -84,13 +82,6 @@ def is_begun(client: mlflow.MlflowClient) -> bool:
     intent = moving.Intent(**json.loads(client.get_registered_model(lock_name(MODEL)).tags["intent"]))
     tag = client.get_registered_model(MODEL).tags.get("promotions.intent")
     return tag in (f"begun {intent.digest}", f"done {intent.digest}")
-
-
-def lock_is_there(client: mlflow.MlflowClient) -> bool:
-    with contextlib.suppress(MlflowException):
-        client.get_registered_model(lock_name(MODEL))
-        return True
-    return False
 
 
 # One after the other
@@ -145,7 +136,7 @@ def test_the_log_says_who_when_by_which_policy_and_with_which_figures(client: ml
     assert promote("1") == 0
     assert promote("4") == 3
     first, refused = log()
-    assert first["by"] == moving.whoami()
+    assert first["by"] == whoami()
     assert first["by"].endswith(f"@{socket.gethostname()}")
     assert first["at"].endswith("+00:00")
     assert (first["figures"], first["approval"], first["data"]) == ({"candidate": 80.0}, None, DATA)
@@ -229,37 +220,6 @@ def test_nothing_to_go_back_to(found: dict[str, str]) -> None:
 
 
 # Killed
-
-
-def run_killed(argv: Sequence[str], nth: int, output: Path) -> None:
-    """Run a command in this process, which is killed before the n-th call that would change the store."""
-    sys.stdout = sys.stderr = output.open("w")
-    moving.SETTLE = 0.1
-    calls = 0
-
-    def counted(name: str, call: Any) -> Any:
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **kwargs)
-
-        return counting
-
-    for name in dir(mlflow.MlflowClient):
-        if name.startswith(CHANGES):
-            setattr(mlflow.MlflowClient, name, counted(name, getattr(mlflow.MlflowClient, name)))
-    sys.exit(main(list(argv)))
-
-
-def killed(argv: Sequence[str], nth: int, folder: Path) -> bool:
-    """Whether the command was killed before it ended by itself, which it must do well."""
-    process = PROCESSES.Process(target=run_killed, args=(argv, nth, folder / "output"))
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), (folder / "output").read_text()
-    return process.exitcode == -signal.SIGKILL
 
 
 def test_a_promotion_killed_before_any_of_its_calls_is_finished_by_the_next(
@@ -449,9 +409,8 @@ def test_of_promotions_at_once_one_wins_and_the_others_say_so(
     assert promote("1") == 0
     gate = PROCESSES.Barrier(len(candidates))
     processes = [
-        PROCESSES.Process(
-            target=run_at_once,
-            args=(["promote", "--candidate", version, "--policy", str(POLICY)], gate, tmp_path / f"output{index}"),
+        new_process(
+            run_at_once, ["promote", "--candidate", version, "--policy", str(POLICY)], gate, tmp_path / f"output{index}"
         )
         for index, version in enumerate(candidates)
     ]
@@ -465,7 +424,7 @@ def test_of_promotions_at_once_one_wins_and_the_others_say_so(
     winner = candidates[codes.index(0)]
     for code, output in zip(codes, outputs, strict=True):
         if code:
-            assert f"tiny: version {winner} was promoted meanwhile, by {moving.whoami()} at " in output
+            assert f"tiny: version {winner} was promoted meanwhile, by {whoami()} at " in output
             assert output.rstrip().endswith("; judge again")
             assert "lead, 95 % interval" in output  # the table is shown all the same
     assert aliases(client) == {"champion": winner, "previous": "1"}
@@ -475,11 +434,11 @@ def test_of_promotions_at_once_one_wins_and_the_others_say_so(
 
 def hold(client: mlflow.MlflowClient, *, state: str = "begun", **facts: Any) -> None:
     """Hold the lock as this process would, in the middle of a promotion of version 2 over version 1."""
-    lock = moving._new_lock()
+    lock = new_lock()
     intent = moving.promotion(MODEL, "2", ["it is better"], champion="1", facts={})
     if state:
         client.set_registered_model_tag(MODEL, "promotions.intent", f"{state} {intent.digest}")
-    tags = {"lock": json.dumps(moving.asdict(lock) | facts), "intent": json.dumps(moving.asdict(intent))}
+    tags = {"lock": json.dumps(asdict(lock) | facts), "intent": json.dumps(asdict(intent))}
     client.create_registered_model(lock_name(MODEL), tags=tags)
 
 
@@ -506,7 +465,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(moving, "time", clock)
+    monkeypatch.setattr(promotion_lock, "time", clock)
     return clock
 
 
@@ -530,7 +489,7 @@ def test_a_lock_that_somebody_holds_is_waited_for(
 def test_a_lock_is_taken_over_at_the_end_of_its_lease(
     client: mlflow.MlflowClient, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(moving, "POLL", 2.0)
+    monkeypatch.setattr(promotion_lock, "POLL", 2.0)
     assert promote("1") == 0
     hold(client, by="ann@elsewhere", host="elsewhere", pid=7)
     assert promote("4") == 3
@@ -546,15 +505,15 @@ def test_a_lock_of_a_process_that_runs_is_respected_and_one_that_is_gone_is_not(
     process.start()
     process.join()
     assert process.pid is not None
-    ours = moving._new_lock()
+    ours = new_lock()
     assert not ours.is_left_behind
-    assert moving.replace(ours, pid=process.pid).is_left_behind
-    assert not moving.replace(ours, pid=process.pid, host="elsewhere").is_left_behind
+    assert replace(ours, pid=process.pid).is_left_behind
+    assert not replace(ours, pid=process.pid, host="elsewhere").is_left_behind
     # A container with the name of its machine has processes of its own.
-    assert not moving.replace(ours, pid=process.pid, host=f"{socket.gethostname()}/1").is_left_behind
-    assert moving.replace(ours, host="elsewhere", since=time.time() + 3600).is_left_behind
-    assert moving.replace(ours, host="elsewhere", since=time.time() - 61).is_left_behind
-    assert moving.replace(ours, abandoned=True).is_left_behind
+    assert not replace(ours, pid=process.pid, host=f"{socket.gethostname()}/1").is_left_behind
+    assert replace(ours, host="elsewhere", since=time.time() + 3600).is_left_behind
+    assert replace(ours, host="elsewhere", since=time.time() - 61).is_left_behind
+    assert replace(ours, abandoned=True).is_left_behind
 
 
 def test_a_holder_that_was_taken_over_stops_before_its_next_call(
@@ -568,7 +527,7 @@ def test_a_holder_that_was_taken_over_stops_before_its_next_call(
         with open_store() as store:  # what another process does meanwhile
             held = read_lock(store, TRACKING)
             patch.undo()
-            moving._take_over(store, TRACKING, held)  # type: ignore[arg-type]
+            moving._finish(store, TRACKING, held)  # type: ignore[arg-type]
         assert main(["rollback"]) == 0
 
     with pytest.MonkeyPatch.context() as patch:
@@ -600,7 +559,7 @@ def test_an_intent_that_was_changed_after_it_was_begun_moves_nothing(client: mlf
     intent = json.loads(client.get_registered_model(lock_name(MODEL)).tags["intent"])
     for changed in (intent | {"aliases": {"champion": "4"}}, {"version": "4"}, [4]):
         with contextlib.suppress(MlflowException):
-            client.create_registered_model(lock_name(MODEL), tags={"lock": json.dumps(moving.asdict(left()))})
+            client.create_registered_model(lock_name(MODEL), tags={"lock": json.dumps(asdict(left()))})
         client.set_registered_model_tag(lock_name(MODEL), "intent", json.dumps(changed))
         with open_store() as store:
             assert moving.finish_interrupted(store, TRACKING) is None
@@ -608,9 +567,9 @@ def test_an_intent_that_was_changed_after_it_was_begun_moves_nothing(client: mlf
         assert not lock_is_there(client)
 
 
-def left() -> moving.Lock:
+def left() -> Lock:
     """A lock that was left behind."""
-    return moving.replace(moving._new_lock(), abandoned=True)
+    return replace(new_lock(), abandoned=True)
 
 
 @pytest.mark.parametrize(
@@ -630,11 +589,32 @@ def test_who_may_not_write_leaves_no_lock_and_moves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, call, refuse)
         assert promote("2") == 2
-    assert "Permission denied" in capsys.readouterr().err
+    assert f"{whoami()} may not promote or roll back: that takes EDIT on the registered model 'tiny'" in (
+        capsys.readouterr().err
+    )
     assert not lock_is_there(client)
     assert (aliases(client), log()) == ({"champion": "1"}, [])
     assert promote("2") == 0
     assert capsys.readouterr().err == ""
+
+
+def test_who_may_set_aliases_but_not_remove_them_rolls_back_to_the_first(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [promote("1"), promote("2")] == [0, 0]
+
+    def refuse(*args: Any) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "delete_registered_model_alias", refuse)
+        assert main(["rollback"]) == 0
+        assert capsys.readouterr().err.endswith(": to remove it takes MANAGE on the model\n")
+        assert main(["rollback"]) == 3
+    assert aliases(client) == {"champion": "1", "previous": "1"}
+    assert promote("2") == 0
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert not lock_is_there(client)
 
 
 def test_a_lock_of_another_account_is_told_in_one_line(
@@ -662,17 +642,17 @@ def test_two_who_take_the_same_lock_over_finish_it_once(
 
     # Both write their name before either looks whose stands: what the pause is for, whatever the machine's speed.
     def sleep(seconds: float) -> None:
-        if seconds == moving.SETTLE:
+        if seconds == promotion_lock.SETTLE:
             written.wait()
         else:
             time.sleep(seconds)
 
-    monkeypatch.setattr(moving, "time", SimpleNamespace(time=time.time, sleep=sleep))
+    monkeypatch.setattr(promotion_lock, "time", SimpleNamespace(time=time.time, sleep=sleep))
 
     def finish() -> None:
         try:
             gate.wait()
-            finished.append(moving._take_over(store, TRACKING, read_lock(store, TRACKING)))  # type: ignore[arg-type]
+            finished.append(moving._finish(store, TRACKING, read_lock(store, TRACKING)))  # type: ignore[arg-type]
         except Exception as error:
             failures.append(error)
 
@@ -689,14 +669,40 @@ def test_two_who_take_the_same_lock_over_finish_it_once(
     assert not lock_is_there(client)
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        None,
+        {"by": "eve\x1b[31m"},
+        {"nonce": 7},
+        {"pid": 0},
+        {"pid": 2**31},
+        {"since": "yesterday"},
+        {"since": float("nan")},  # would be respected for ever
+        {"since": 1e300},
+        {"since": -1},
+        {"since": None},
+    ],
+)
 def test_a_model_of_the_locks_name_is_not_taken_for_a_lock(
-    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str], facts: dict[str, Any] | None
 ) -> None:
-    client.create_registered_model(lock_name(MODEL))
+    lock = json.dumps(asdict(left()) | (facts or {}))
+    client.create_registered_model(lock_name(MODEL), tags={} if facts is None else {"lock": lock, "intent": "{}"})
     assert promote("1") == 2
-    assert (
-        "the registered model 'tiny-promotion' is not the lock that pdnet makes; remove it" in capsys.readouterr().err
-    )
+    assert NOT_A_LOCK in capsys.readouterr().err
+
+
+def test_a_prompt_of_the_locks_name_is_told(client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    """MLflow keeps prompts among its registered models, and shows them to nobody who asks for a model."""
+    client.register_prompt(lock_name(MODEL), "What is a portrait?")
+    try:
+        assert promote("1") == 2
+    finally:
+        client.delete_prompt_version(lock_name(MODEL), "1")
+        client.delete_prompt(lock_name(MODEL))
+    assert NOT_A_LOCK in capsys.readouterr().err
+    assert promote("1") == 0
 
 
 def test_a_half_written_entry_is_told_and_passed_over(

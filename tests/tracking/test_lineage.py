@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 import pytest
-from finished_run import SIZE, write_finished_run
+from finished_run import SIZE, write_finished_run, write_weights
 from onnx import TensorProto, helper
 
 from pdnet.cli import main
@@ -25,8 +25,9 @@ from pdnet.errors import DataError, TrackingError
 from pdnet.files import file_digest, read_json, write_json
 from pdnet.steps.show_lineage import show_lineage
 from pdnet.tracking import Registration, TrackingConfig, register_model
-from pdnet.tracking.aliases import carry_out, current_aliases, promotion, read_log, refusal, rollback
+from pdnet.tracking.aliases import carry_out, current_aliases, promotion, refusal, rollback
 from pdnet.tracking.lineage import data_commands, differences
+from pdnet.tracking.promotion_log import read_log
 from pdnet.tracking.store import open_store
 from pdnet.training.config import PretrainConfig, TrainConfig
 
@@ -103,8 +104,8 @@ def register(folders: dict[str, Path], config: Config) -> Registration:
 def write_second_run(root: Path) -> dict[str, Path]:
     """A run in a container, whose network streams and has an engine."""
     folders = write_finished_run(root)
-    for name in ("train", "pretrain"):
-        (folders[name] / "model.safetensors").write_text(f"other weights of {name}")
+    (folders["pretrain"] / "model.safetensors").write_text("other weights of pretrain")
+    write_weights(folders, b"other weights of train")
     for name, folder in folders.items():
         where = {"image": IMAGE, "git_dirty": False, "data_revision": REVISION, "git_commit": COMMIT}
         write_json(folder / "run.json", read_json(folder / "run.json") | where)
@@ -358,10 +359,10 @@ def test_what_is_not_there_is_said(registry: Registry, name: str, reason: str) -
 @pytest.mark.parametrize("name", ["lineage.json", "params.yaml", "parity.json", "evaluation/scores.json"])
 def test_nothing_is_told_from_a_file_that_was_changed(registry: Registry, name: str) -> None:
     path = registry.release / name
-    reason = f"^tiny/2: {path.name} is not the file that was registered: SHA-256 .*`pdnet verify tiny/2`"
+    reason = f"^tiny/2: {name} is not the file that was registered: SHA-256 .*`pdnet verify tiny/2`"
     with changed(path, path.read_bytes() + b"\n"), pytest.raises(DataError, match=reason):
         show_lineage(version="tiny/2")
-    with changed(path, None), pytest.raises(TrackingError, match=f"^tiny/2: its file {name} cannot be had"):
+    with changed(path, None), pytest.raises(TrackingError, match=f"^tiny/2: artifacts/release/{name} cannot be had"):
         show_lineage(version="tiny/2")
 
 

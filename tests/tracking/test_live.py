@@ -24,7 +24,7 @@ from restartable_server import Server, closed_port
 
 from pdnet.errors import TrackingError
 from pdnet.steps.track_sync import track_sync
-from pdnet.tracking import delivery, live
+from pdnet.tracking import TrackingConfig, delivery, live
 from pdnet.tracking.curves import curve_points
 from pdnet.tracking.delivery import deliver_before, send_leftovers
 from pdnet.tracking.journal import Header, Journal, JournalWriter
@@ -59,7 +59,7 @@ def recorded(training: str) -> Any:
     return live_run(
         "pretrain",
         {"config.hash": "c0ffee", "git.commit": None},
-        experiment=EXPERIMENT,
+        TrackingConfig(experiment=EXPERIMENT),
         training=lambda: training,
         stops=(StoppedError,),
     )
@@ -386,7 +386,7 @@ def test_a_journal_that_is_refused_holds_up_no_other(
 def test_a_journal_of_another_store_is_left_alone(client: MlflowClient, buffer: Path) -> None:
     path = left(buffer, "elsewhere", store="http://elsewhere:5000")
     here = os.environ["MLFLOW_TRACKING_URI"]
-    said = f"left alone: it is for MLflow at http://elsewhere:5000, MLFLOW_TRACKING_URI is {here}"
+    said = f"left alone: it is for MLflow at http://elsewhere:5000, this is {here}"
     assert track_sync() == f"{path}: {said}"
     assert path.exists()
     with recorded("elsewhere") as run:  # nor does a training send it that goes on with it at another store
@@ -422,9 +422,6 @@ def test_a_later_step_sends_what_is_left_and_is_not_held_up(
     (line,) = caplog.messages
     assert line.startswith(f"{buffer}: holds what MLflow did not get (files: 1); ")
     assert "Connection refused" in line
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    send_leftovers()
-    assert caplog.messages == [line]
     assert running.exists()
 
 
@@ -499,16 +496,29 @@ def test_a_recorder_that_dies_costs_one_line_and_no_data(
     assert set(points(client, runs_of(client, "lonely")[0])["pretrain/loss"]) == set(curves(2)["pretrain/loss"])
 
 
-def test_without_a_store_that_is_named_nothing_is_done(buffer: Path) -> None:
+def test_the_store_of_the_working_folder_is_written_where_no_other_is_named(
+    buffer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with recorded("embedded") as run:
         run.append(row(0))
-    assert run.run_id is None
+        assert run.wait_for_run() is not None
+        run.append(row(1))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (found,) = runs_of(client, "embedded")
+    assert (found.info.run_id, found.info.status) == (run.run_id, "FINISHED")
+    assert points(client, found) == curves(2)
+    assert not list(buffer.iterdir())
+
+
+def test_nothing_is_recorded_where_the_configuration_says_so(client: MlflowClient, buffer: Path) -> None:
+    tracking = TrackingConfig(experiment=EXPERIMENT, live=False)
+    with live_run("pretrain", {}, tracking, training=lambda: "unwanted") as run:
+        run.append(row(0))
+        assert run.wait_for_run() is None
+    assert not runs_of(client, "unwanted")
     assert not buffer.exists()
     assert track_sync() == f"{buffer}: nothing to send"
-    buffer.mkdir()
-    (buffer / "left.jsonl").touch()
-    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is not set"):
-        track_sync()
 
 
 def test_without_mlflow_one_line_says_so(
@@ -522,12 +532,17 @@ def test_without_mlflow_one_line_says_so(
     assert caplog.messages == [
         "training goes on, but is not recorded: MLFLOW_TRACKING_URI is set, but mlflow is not installed"
     ]
+    caplog.clear()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # then nobody has asked for it
+    with recorded("bare") as run:
+        run.append(row(0))
+    assert not caplog.messages
     assert not buffer.exists()
 
 
 def test_a_line_an_iteration_whatever_happens(buffer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
-    run = LiveRun("pretrain", {}, EXPERIMENT, lambda: "lines")
+    run = LiveRun("pretrain", {}, TrackingConfig(experiment=EXPERIMENT), lambda: "lines")
     for step in range(3):
         run.append(row(step))
         (path,) = buffer.iterdir()

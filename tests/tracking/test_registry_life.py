@@ -64,7 +64,7 @@ def results(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=[pytest.param("sqlite", marks=pytest.mark.slow), "server"])
 def team(request: pytest.FixtureRequest, results: Path, tmp_path: Path, empty_database: Path) -> Iterator[Team]:
     root = tmp_path / "team"
     shutil.copytree(results, root)
@@ -72,9 +72,9 @@ def team(request: pytest.FixtureRequest, results: Path, tmp_path: Path, empty_da
         shutil.copyfile(empty_database, root / "mlflow.db")
         yield Team(root, {})
         return
-    with server() as (uri, user, password):
-        account = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
-        yield Team(root, {"MLFLOW_TRACKING_URI": uri, **account})
+    with server() as running:
+        account = {"MLFLOW_TRACKING_USERNAME": running.username, "MLFLOW_TRACKING_PASSWORD": running.password}
+        yield Team(root, {"MLFLOW_TRACKING_URI": running.uri, **account})
 
 
 def test_from_registration_to_verification(team: Team) -> None:

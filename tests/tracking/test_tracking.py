@@ -7,14 +7,10 @@ import io
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -36,10 +32,12 @@ from finished_run import (
     TRAIN_STEPS,
     train_log,
     write_finished_run,
+    write_weights,
 )
 from PIL import Image
+from restartable_server import Server, closed_port
 
-from pdnet.errors import DataError, ExportError, TrackingError
+from pdnet.errors import DataError, TrackingError
 from pdnet.evaluation.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
 from pdnet.files import file_digest
 from pdnet.tracking import Registration, TrackingConfig, register_model
@@ -52,7 +50,6 @@ from pdnet.tracking.store import open_store, public_uri
 HASH = "abcdef012345"
 #: Seconds until a store that is not there is given up, on a machine under load; MLflow's own defaults take minutes.
 PATIENCE = 60
-START_UP = 120  # seconds, for a server on a machine that does other things too
 
 
 def register(folders: dict[str, Path], **names: str) -> Registration:
@@ -358,12 +355,12 @@ def test_the_same_model_is_registered_once(registered: Registered, store: Path, 
     assert len(registered.client.search_model_versions("name = 'pdnet'")) == 1
     folders = write_finished_run(tmp_path / "other")
     first = register(folders)
-    (folders["train"] / "model.safetensors").write_bytes(b"other weights")
+    write_weights(folders, b"other weights")
     second = register(folders)
     assert (second.version, second.new) == ("2", True)
     client = mlflow.MlflowClient(uri_of(store))
     assert str(client.get_model_version_by_alias("pdnet", "candidate").version) == "2"
-    (folders["train"] / "model.safetensors").write_bytes(b"weights of train")
+    write_weights(folders, b"weights of train")
     assert register(folders) == dataclasses.replace(first, new=False)
     assert str(client.get_model_version_by_alias("pdnet", "candidate").version) == "1"
     scores = json.loads((folders["evaluation"] / "scores.json").read_text())
@@ -458,7 +455,7 @@ def test_a_run_that_the_step_wrote_into_is_adopted_and_completed(store: Path, ow
     names = [run.info.run_name for run in client.search_runs([first.experiment_id], below)]
     assert sorted(names) == sorted(STEPS.values())
     # Another model of the same training, taken from a cache: the run stays where it is, the record is as complete.
-    (own["train"] / "model.safetensors").write_bytes(b"other weights")
+    write_weights(own, b"other weights")
     second = register(own)
     assert second.new
     assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == first.run_id
@@ -552,12 +549,6 @@ def test_a_refused_model_name_is_refused_before_there_is_a_run(
     assert states(store) == ([], 0, 0)
 
 
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_a_server_that_is_not_there_is_said_within_seconds_without_secrets(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -585,57 +576,19 @@ def test_a_server_that_never_answers_is_given_up(folders: dict[str, Path], monke
 
 
 @pytest.fixture
-def server(empty_database: Path, tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """An MLflow server that keeps the files itself; its port and process."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    port = closed_port()
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *(
-            "--backend-store-uri",
-            uri_of(tmp_path / "mlflow.db"),
-            "--artifacts-destination",
-            str(tmp_path / "artifacts"),
-        ),
-    ]
-    quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | quick, cwd=tmp_path, start_new_session=True
-        )
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
     try:
-        started = time.monotonic()
-        while not _answers(port):
-            given_up = process.poll() is not None or time.monotonic() - started > START_UP
-            assert not given_up, (tmp_path / "server.log").read_text()
-            time.sleep(0.1)
-        yield port, process
+        server.start()
+        yield server
     finally:
-        _stop(process)
-
-
-def _answers(port: int) -> bool:
-    url = f"http://127.0.0.1:{port}/health"
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with contextlib.suppress(OSError), direct.open(url, timeout=1) as response:
-        return bool(response.status == 200)
-    return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        server.stop()
 
 
 def test_a_server_gets_the_same_record_and_its_password_is_told_to_nobody(
-    server: tuple[int, subprocess.Popen[bytes]],
-    folders: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    server: Server, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    port, process = server
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{server.port}")
     registration = register(folders)
     assert capfd.readouterr() == ("", "")
     assert "secret" not in json.dumps(dataclasses.asdict(registration))
@@ -645,7 +598,7 @@ def test_a_server_gets_the_same_record_and_its_password_is_told_to_nobody(
     assert len(client.search_runs([registration.experiment_id], below)) == len(STEPS)
     assert len(client.list_artifacts(registration.run_id, "samples")) == SAMPLES
     assert client.get_model_version_by_alias("pdnet", "candidate").run_id == registration.run_id
-    _stop(process)
+    server.stop()
     with pytest.raises(TrackingError, match="Connection refused"):
         register(folders)
 
@@ -797,17 +750,20 @@ def test_a_missing_report_is_named(store: Path, own: dict[str, Path]) -> None:
     assert mlflow.MlflowClient(uri_of(store)).get_experiment_by_name("pdnet") is None
 
 
-def test_an_evaluation_of_other_weights_is_refused(own: dict[str, Path]) -> None:
+@pytest.mark.parametrize("scored", ["0" * 64, None])
+def test_an_evaluation_of_other_weights_is_refused(own: dict[str, Path], scored: str | None) -> None:
     facts = json.loads((own["evaluation"] / "run.json").read_text())
-    (own["evaluation"] / "run.json").write_text(json.dumps(facts | {"model_sha256": "0" * 64}))
-    with pytest.raises(DataError, match=r"evaluation: scored weights of SHA-256 0+, expected \w+, those of .*train"):
+    (own["evaluation"] / "run.json").write_text(json.dumps(facts | {"model_sha256": scored}))
+    by = rf"as scored \(.*evaluation/run\.json\) it was {scored or 'unknown'}$"
+    with pytest.raises(DataError, match=rf"train/model\.safetensors: its SHA-256 is \w{{64}}; {by}"):
         record_of(own)
 
 
 def test_an_onnx_file_that_is_not_the_compared_one_is_refused(own: dict[str, Path]) -> None:
     with (own["export"] / "pdnet.onnx").open("ab") as stream:
         stream.write(b"\x00")
-    with pytest.raises(ExportError, match=r"pdnet\.onnx: not the file that was compared"):
+    by = r"as compared \(.*export/parity\.json\) it was \w{64}$"
+    with pytest.raises(DataError, match=rf"pdnet\.onnx: its SHA-256 is \w{{64}}; {by}"):
         record_of(own)
 
 

@@ -28,11 +28,14 @@ class Project:
     Ten iterations of training (image, video, video, image, video, twice), six of pretraining, each with a checkpoint.
     """
 
-    def __init__(self, root: Path, portraits: Path, pretrain_lr: float = 2e-3, **train: object) -> None:
+    def __init__(
+        self, root: Path, portraits: Path, pretrain_lr: float = 2e-3, *, live: bool = False, **train: object
+    ) -> None:
         self.root, self.data = root, portraits
         self.checkpoints = root / "checkpoints"
         options = {"epochs": 2, "batch_size": 4, "image_batch_size": 2, "checkpoint_seconds": 0, **train}
-        write_params(root / "params.yaml", train=options, pretrain={"epochs": 3, "batch_size": 4, "lr": pretrain_lr})
+        pretrain = {"epochs": 3, "batch_size": 4, "lr": pretrain_lr}
+        write_params(root / "params.yaml", train=options, pretrain=pretrain, tracking={"live": live})
         for step in ("validation", "pretrain"):
             (root / step).mkdir()
             (root / step / "run.json").write_text(json.dumps({"step": step, "data": {}, "parents": {}}))

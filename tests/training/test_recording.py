@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("mlflow")
 from mlflow import MlflowClient
@@ -24,9 +26,10 @@ from pdnet.config import load_config
 from pdnet.files import read_json
 from pdnet.model import ModelConfig, PDNet
 from pdnet.steps import train
-from pdnet.steps.lineage import RunRecord
+from pdnet.steps.run_record import RunRecord
 from pdnet.steps.track_sync import track_sync
 from pdnet.steps.training import learn
+from pdnet.tracking import TrackingConfig
 from pdnet.tracking.curves import curve_points
 
 PATIENCE = 120.0
@@ -75,10 +78,11 @@ def assert_holds_the_log(client: MlflowClient, run: Run, out: Path) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_changes_no_weight_and_gets_the_rest_later(
-    server: Server, client: MlflowClient, portraits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, client: MlflowClient, portraits: Path, tmp_path: Path
 ) -> None:
-    project = Project(tmp_path, portraits, epochs=8, checkpoint_seconds=600)
+    project = Project(tmp_path, portraits, live=True, epochs=8, checkpoint_seconds=600)
     before = {run.info.run_id for run in runs(client)}
 
     def new() -> list[Run]:
@@ -107,21 +111,23 @@ def test_a_server_that_goes_away_changes_no_weight_and_gets_the_rest_later(
     assert read_json(tmp_path / "out" / "run.json")["mlflow_run_id"] == run.info.run_id
     assert not list((tmp_path / "buffer").iterdir())
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    config = load_config(tmp_path / "params.yaml")
+    config = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, live=False))
     folders = {"videos": portraits, "images": portraits / "Stills", "init": tmp_path / "pretrain"}
-    train(**folders, out=tmp_path / "untold", config=load_config(tmp_path / "params.yaml"))
-    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("out", "untold")]
-    assert weights[0] == weights[1]
+    train(**folders, out=tmp_path / "untold", config=config)
+    told, untold = (load_file(tmp_path / out / "model.safetensors") for out in ("out", "untold"))
+    assert all(torch.equal(value, untold[name]) for name, value in told.items())
     assert len(new()) == 1
     facts = read_json(tmp_path / "untold" / "run.json")
     assert facts["mlflow_run_id"] is None
     assert (facts["processes"], facts["accelerators"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_and_go_on_give_one_run(
     client: MlflowClient, portraits: Path, tmp_path: Path
 ) -> None:
-    project = Project(tmp_path, portraits, epochs=4)
+    project = Project(tmp_path, portraits, live=True, epochs=4)
     before = {run.info.run_id for run in runs(client)}
 
     def new() -> list[Run]:
@@ -157,25 +163,24 @@ def loop_of(rows: list[dict[str, Any]], then: Callable[[], object] = lambda: Non
     return loop
 
 
-def learnt(out: Path, loop: Callable[..., pd.DataFrame]) -> None:
+def learnt(out: Path, loop: Callable[..., pd.DataFrame], *, live: bool = True) -> None:
     learn(
         loop, network=PDNet(ModelConfig(**MODEL)), out=out, record=RunRecord("train", tiny_config()), facts={},
-        device=torch.device("cpu"), dtype=torch.float32, checkpoints=None, experiment="tiny",
+        device=torch.device("cpu"), dtype=torch.float32, checkpoints=None,
+        tracking=TrackingConfig(experiment="tiny", live=live),
     )  # fmt: skip
 
 
-def test_the_time_of_a_training_that_went_on_is_that_of_all_its_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_the_time_of_a_training_that_went_on_is_that_of_all_its_processes(tmp_path: Path) -> None:
     before = datetime.now(UTC)
     row = {"epoch": 0, "phase": "video", "loss": 1.0}
-    learnt(tmp_path / "out", loop_of([{**row, "step": 0, "seconds": 3600.0}, {**row, "step": 1, "seconds": 7200.06}]))
+    rows = [{**row, "step": 0, "seconds": 3600.0}, {**row, "step": 1, "seconds": 7200.06}]
+    learnt(tmp_path / "out", loop_of(rows), live=False)
     facts = read_json(tmp_path / "out" / "run.json")
     assert facts["seconds"] == 7200.1
     ended = datetime.fromisoformat(facts["started"]) + timedelta(seconds=facts["seconds"])
     assert before - timedelta(seconds=1) <= ended <= datetime.now(UTC) + timedelta(seconds=1)
-    learnt(tmp_path / "short", loop_of([{**row, "step": 0, "seconds": 0.0}], then=lambda: time.sleep(0.3)))
+    learnt(tmp_path / "short", loop_of([{**row, "step": 0, "seconds": 0.0}], then=lambda: time.sleep(0.3)), live=False)
     assert read_json(tmp_path / "short" / "run.json")["seconds"] >= 0.3  # what is not an iteration counts too
 
 
