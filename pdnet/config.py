@@ -168,8 +168,15 @@ def to_yaml(config: Any) -> str:
 
 
 def config_hash(config: Any) -> str:
-    """Twelve hexadecimal digits that change with any value of the configuration, be it as `to_mapping` gives it."""
-    content = config if isinstance(config, Mapping) else to_mapping(config)
+    """Twelve hexadecimal digits that change with any value that can change a result.
+
+    That leaves out `tracking`: where a model is recorded, and under which name.
+
+    Args:
+        config: the configuration, or what `to_mapping` makes of it.
+    """
+    content = dict(config if isinstance(config, Mapping) else to_mapping(config))
+    content.pop("tracking", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

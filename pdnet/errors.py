@@ -53,6 +53,10 @@ class TrackingError(PDNetError):
     """The tracking store cannot be reached or refuses the record."""
 
 
+class UnknownVersionError(TrackingError):
+    """There is no such model, alias or version in the registry."""
+
+
 class RefusedError(PDNetError):
     """A registered model is not what it has to be.
 

@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_hash_changes_with_every_leaf_and_with_nothing_else() -> None:
+def test_hash_changes_with_every_leaf_but_where_a_model_is_recorded() -> None:
     base = to_mapping(Config())
     hashes = {config_hash(Config())}
     others: dict[tuple[str, ...], Any] = {
@@ -255,7 +255,7 @@ def test_hash_changes_with_every_leaf_and_with_nothing_else() -> None:
         else:
             other = value + 1 if isinstance(value, int) else value + 0.25 if value < 0.5 else value / 2
         hashes.add(config_hash(from_mapping(Config, changed(base, path, other), source="test")))
-    assert len(hashes) == len(paths) + 1
+    assert len(hashes) == sum(path[0] != "tracking" for path in paths) + 1
     assert config_hash(parse_config(to_yaml(Config()))) == config_hash(Config())
 
 

@@ -30,7 +30,7 @@ def export_triton(*, version: str, out: Path) -> str:
         ExportError: the version has no streaming pair.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with open_store() as store:
+        with open_store(write=False) as store:
             found = find_version(store, version)
             release = download_release(store, found, Path(folder) / "release")
         if broken := damage(release):

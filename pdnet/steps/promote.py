@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pdnet.config import Config, load_yaml
-from pdnet.errors import ConfigError, DataError, PromotionError, TrackingError
+from pdnet.errors import ConfigError, DataError, PromotionError, TrackingError, UnknownVersionError
 from pdnet.evaluation.config import ScoringProtocol
 from pdnet.evaluation.scoring import summarise
 from pdnet.steps.rescore import rescore
@@ -84,7 +84,7 @@ def promote(
         raise ConfigError(f"--candidate {candidate}: expected the number of a version, such as 3")
     tracking = config.tracking
     with tempfile.TemporaryDirectory() as scratch:
-        with open_store() as store:
+        with open_store(write=not dry_run) as store:
             if not dry_run:
                 finish_interrupted(store, tracking)
             elif (holder := read_lock(store, tracking)) is not None:
@@ -317,6 +317,8 @@ def _wait_for_approval(version: Version, champion: str | None) -> str:
     while True:
         try:
             _, word = _approval(version)
+        except UnknownVersionError:
+            raise
         except TrackingError as error:  # a server that is started again; people take longer than that
             if not told:
                 logger.warning("%s; goes on waiting", error)
@@ -328,5 +330,5 @@ def _wait_for_approval(version: Version, champion: str | None) -> str:
 
 def _approval(version: Version) -> tuple[str, str]:
     """Where the store is, and what the tag says: in lower case; empty where there is none."""
-    with open_store() as store:
+    with open_store(write=False) as store:
         return store.uri, find_version(store, version.name).tags.get(APPROVAL, "").strip().lower()

@@ -48,7 +48,7 @@ def show_lineage(*, version: str, json: bool = False) -> str:
         TrackingError: there is no such version, it was registered by other means, or the store does not answer.
         DataError: a file is not the one that was registered.
     """
-    with open_store() as store:
+    with open_store(write=False) as store:
         lineage = read_lineage(store, find_version(store, version), paper=to_mapping(Config()))
     return json_format.dumps(lineage, indent=1, ensure_ascii=False) if json else format_lineage(lineage)
 

@@ -29,8 +29,8 @@ def track_sync(*, buffer: Path | None = None) -> str:
     """
     lines: list[str] = []
     try:
-        for line in sync(buffer):
-            lines.append(line)
+        for result in sync(buffer):
+            lines.append(result.line)
     except TrackingError:  # which has an exit code; what was done before is told too
         for line in lines:
             logger.warning("%s", line)

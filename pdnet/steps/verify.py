@@ -77,7 +77,7 @@ def verify(*, version: str, videos: Path | None = None, hashes_only: bool = Fals
     """
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch, "model")
-        with open_store() as store:
+        with open_store(write=False) as store:
             found = find_version(store, version)
             download(store, found, model)
         folder = model / RELEASE_PATH

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pdnet.errors import DataError, TrackingError
 from pdnet.tracking.journal import Header, Journal, buffer_folder
-from pdnet.tracking.store import Store, experiment_id, log_metrics, open_store, public_uri, store_uri
+from pdnet.tracking.store import Store, experiment_id, log_metrics, open_store, store_identity
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -157,7 +157,14 @@ class _Run:
                     yield Metric(name, value, entry["time"], entry["step"])
 
 
-def sync(buffer: Path | None = None) -> Iterator[str]:
+class Result(NamedTuple):
+    """What became of a journal: in words, and whether it waits for somebody to do something."""
+
+    line: str
+    waits: bool = False
+
+
+def sync(buffer: Path | None = None) -> Iterator[Result]:
     """Send every journal in a folder to the store at `store_uri`, and say of each what became of it.
 
     A journal that is refused holds up none but later ones of its training; one of another store is left alone.
@@ -167,7 +174,7 @@ def sync(buffer: Path | None = None) -> Iterator[str]:
     """
     folder = buffer or buffer_folder()
     if not (paths := _files(folder)):
-        yield f"{folder}: nothing to send"
+        yield Result(f"{folder}: nothing to send")
         return
     with open_store():  # else each journal would wait for it
         pass
@@ -183,7 +190,7 @@ def sync(buffer: Path | None = None) -> Iterator[str]:
                 reason = str(error)
         if reason:
             refused.append(training)
-            yield f"{path}: not sent: {reason}"
+            yield Result(f"{path}: not sent: {reason}", waits=True)
     if refused:
         raise TrackingError(f"{folder}: {len(refused)} of {len(paths)} recordings could not be sent and stay there")
 
@@ -193,34 +200,37 @@ def send_leftovers() -> None:
 
     For a later step. Never raises; one warning where something stays.
     """
-    folder, reason = buffer_folder(), ""
+    folder, reason, waiting = buffer_folder(), "", 0
     try:
-        for line in sync(folder):
-            logger.debug("%s", line)
+        for result in sync(folder):
+            waiting += result.waits
+            logger.debug("%s", result.line)
     except Exception as error:
         reason = f": {error}"
-    with contextlib.suppress(OSError):
-        if left := len(_files(folder)):
-            logger.warning("%s: holds what MLflow did not get (files: %d); %s%s", folder, left, LATER, reason)
+        with contextlib.suppress(OSError):
+            waiting = waiting or len(_files(folder))
+    if waiting:
+        logger.warning("%s: holds what MLflow did not get (files: %d); %s%s", folder, waiting, LATER, reason)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_file())
 
 
-def _sync_one(path: Path) -> str:
+def _sync_one(path: Path) -> Result:
     try:
         journal = Journal(path)
     except DataError as error:
-        return str(error)
+        return Result(str(error), waits=True)
     with contextlib.closing(journal):
-        if (named := public_uri(store_uri())) != journal.header.store:
-            return f"{path}: left alone: it is for MLflow at {journal.header.store}, this is {named}"
+        if (named := store_identity()) != journal.header.store:
+            other = f"{path}: left alone: it is for MLflow at {journal.header.store}, this is {named}"
+            return Result(other, waits=True)
         if not journal.lock():
-            return f"{path}: left alone: its training is running, or somebody else is sending it"
+            return Result(f"{path}: left alone: its training is running, or somebody else is sending it")
         with open_store() as store:
             done = deliver(store, journal)
     where = f"run {done.run_id} of experiment {journal.header.experiment} at {store.uri}"
     if store.uri.startswith("http"):
         where = f"{store.uri}/#/experiments/{done.experiment}/runs/{done.run_id}"
-    return f"{path}: {journal.header.step}, {done.points} values sent, {done.status}: {where}"
+    return Result(f"{path}: {journal.header.step}, {done.points} values sent, {done.status}: {where}")

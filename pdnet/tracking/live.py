@@ -1,4 +1,4 @@
-"""A training on record while it runs, and never held up by that.
+"""A training on record while it runs, and never stopped by that; it waits for the store at its end alone, and not long.
 
 Losses, rates and the machine's load go to MLflow in a run of the step. Three programs share a journal (journal.py):
 
@@ -30,7 +30,7 @@ from pdnet.tracking.config import TrackingConfig
 from pdnet.tracking.curves import curve_points
 from pdnet.tracking.delivery import DRAIN_SECONDS, LATER, TRAINING_TAG
 from pdnet.tracking.journal import Header, JournalWriter, buffer_folder
-from pdnet.tracking.store import origin_tags, public_uri, store_uri
+from pdnet.tracking.store import origin_tags, store_identity
 
 logger = logging.getLogger("pdnet.tracking")
 
@@ -148,15 +148,17 @@ class LiveRun:
         own = origin_tags() | {"mlflow.source.name": f"pdnet {step}", TRAINING_TAG: self.training}
         own |= {"step": step, "host": platform.node()}
         given = {name: value for name, value in tags.items() if value is not None}
-        store = public_uri(store_uri())
-        header = Header(self.training, step, experiment, self.run_id, own | given, _now(), store)
+        header = Header(self.training, step, experiment, self.run_id, own | given, _now(), store_identity())
         self._journal = JournalWriter(buffer_folder(), header)
         command = [sys.executable, "-m", "pdnet.tracking.recorder", str(self._journal.path), str(os.getpid())]
         pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-        # In a session of its own: Ctrl-C is for the training, which tells the recorder what to make of it.
-        self._recorder = subprocess.Popen(  # noqa: S603
-            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=quiet, start_new_session=True
-        )
+        try:  # in a session of its own: Ctrl-C is for the training, which tells the recorder what to make of it
+            self._recorder = subprocess.Popen(  # noqa: S603
+                command, bufsize=0, stdin=pipe, stdout=pipe, stderr=quiet, start_new_session=True
+            )
+        except OSError as error:
+            self._warn(f"{self._journal.path}: recording goes on there alone, {LATER}: {error}")
+            return self._journal
         assert self._recorder.stdout is not None
         os.set_blocking(self._recorder.stdout.fileno(), False)
         return self._journal

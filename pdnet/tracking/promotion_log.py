@@ -18,6 +18,8 @@ LOG_RUN, LOG_FOLDER = "promotions.run_id", "promotions"
 #: The outcome of an entry that takes another one back.
 DROPPED = "dropped"
 
+_KEYS = ("outcome", "model", "version", "from", "to", "by", "at", "text")
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,9 +41,10 @@ def read_log(store: Store, model: str) -> list[dict[str, Any]]:
         folder = Path(store.client.download_artifacts(run_id, LOG_FOLDER, scratch))
         for path in sorted(folder.glob("*.json")):
             try:
-                entries.append(json.loads(path.read_text(encoding="utf-8")) | {"file": path.name})
-            except ValueError:  # a store that writes in pieces; the lock still has the intent
-                logger.warning("warning: the promotion log of %s: %s is half written", model, path.name)
+                entry = json.loads(path.read_text(encoding="utf-8"))
+                entries.append({key: entry[key] for key in _KEYS} | entry | {"file": path.name})
+            except (ValueError, TypeError, KeyError):  # half written by a store that does so, or somebody else's file
+                logger.warning("warning: the promotion log of %s: %s is no entry of it", model, path.name)
     return entries
 
 

@@ -274,9 +274,10 @@ def _record_step(
         undo.callback(_quietly, client.delete_run, run.info.run_id)
         missing = list(step.curves)
     else:
-        if PARENT not in run.data.tags:
-            client.set_tag(run.info.run_id, PARENT, model_run)
-            undo.callback(_quietly, client.delete_tag, run.info.run_id, PARENT)
+        for key, value in (step.tags | {PARENT: model_run}).items():
+            if key not in run.data.tags:
+                client.set_tag(run.info.run_id, key, value)
+                undo.callback(_quietly, client.delete_tag, run.info.run_id, key)
         known = {
             name: {metric.step for metric in client.get_metric_history(run.info.run_id, name)}
             for name in {point.name for point in step.curves}
@@ -297,9 +298,12 @@ def _live_run(client: MlflowClient, experiment: str, step: StepRecord, model_run
 
     run = None
     if step.live_run is not None:
-        with contextlib.suppress(MlflowException):
+        try:
             run = client.get_run(step.live_run)
-    elif step.training is not None:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    if run is None and step.training is not None:
         found = client.search_runs([experiment], f"tags.`{TRAINING_TAG}` = '{step.training}'", max_results=1)
         run = found[0] if found else None
     if run is None or run.info.run_id == model_run or run.info.lifecycle_stage != "active":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import logging
 import os
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pdnet.errors import PDNetError, TrackingError
-from pdnet.files import atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _DEFAULT_URI = "sqlite:///mlflow.db"
 
 _LONGEST_REASON = 300
+#: `user:password@` of an address, also where the password has an @ or, against the rules, a slash in it.
+_ACCOUNT = re.compile(r"(?<=://)(?:[^/\s]*@|[^/@\s]*:(?!\d)\S*@)")
 _METRICS_PER_CALL = 1000
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 #: MLflow's own words stay out of the terminal, and nothing is told to its makers.
@@ -61,6 +63,13 @@ class Store(NamedTuple):
 def store_uri() -> str:
     """MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder; may hold a password."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_URI
+
+
+def store_identity() -> str:
+    """The store as it is named beside what is meant for it: without secrets, and the same from any working folder."""
+    uri = public_uri(store_uri())
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).absolute()}" if path not in ("", uri) else uri
 
 
 def experiment_id(store: Store, name: str) -> str:
@@ -103,12 +112,15 @@ def origin_tags() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def open_store() -> Iterator[Store]:
+def open_store(*, write: bool = True) -> Iterator[Store]:
     """Yield the store at `store_uri`.
 
     A new SQLite file gets its tables here, which takes some seconds. With SQLite, the files of a new experiment go to
     the folder `mlartifacts` beside the database. Environment and loggers are as before when the block ends; what users
     have set themselves (`MLFLOW_HTTP_REQUEST_TIMEOUT`, ...) is respected.
+
+    Args:
+        write: whether the block writes; if not, no file is made, and one that may only be read will do.
 
     Raises:
         TrackingError: the store does not answer or refuses a call of the block.
@@ -126,7 +138,7 @@ def open_store() -> Iterator[Store]:
                 expected = "expected sqlite:///FILE or http://SERVER"
                 raise TrackingError(f"MLFLOW_TRACKING_URI={public}: MLflow keeps runs in a folder no more; {expected}")
             if scheme in _DATABASES:
-                uri, artifact_location = _check_database(given)
+                uri, artifact_location = _check_database(given, write=write)
             # Registering a version asks the process-wide store for the model, whatever client is used.
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(uri)
@@ -138,10 +150,10 @@ def open_store() -> Iterator[Store]:
 
 def public_uri(uri: str) -> str:
     """`uri` without user name, password and query."""
-    return re.sub(r"(?<=//)[^/@]*@", "", uri).partition("?")[0]
+    return _ACCOUNT.sub("", uri).partition("?")[0]
 
 
-def _check_database(uri: str) -> tuple[str, str | None]:
+def _check_database(uri: str, *, write: bool) -> tuple[str, str | None]:
     """See that the database can be opened, and written if it is a file; MLflow itself retries for minutes.
 
     Returns:
@@ -154,6 +166,8 @@ def _check_database(uri: str) -> tuple[str, str | None]:
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite and url.database and not url.database.startswith((":", "file:")):
         path = Path(url.database).absolute()
+        if not path.exists() and not write:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         if not path.exists():
             logger.info("preparing a new MLflow store in %s", path)
             _make_database(path)
@@ -161,7 +175,7 @@ def _check_database(uri: str) -> tuple[str, str | None]:
     engine = sqlalchemy.create_engine(uri)
     try:
         with engine.connect() as connection:
-            if is_sqlite:
+            if is_sqlite and write:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 connection.exec_driver_sql("CREATE TABLE pdnet_may_write (x)")  # closing rolls it back
     finally:
@@ -191,9 +205,13 @@ def _make_database(path: Path) -> None:
             mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
         finally:
             event.remove(Pool, "connect", unsafe_but_fast)
-        if not path.exists():  # else another process was faster
-            with atomic_path(path) as target:
-                shutil.copyfile(fresh, target)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            shutil.copyfile(fresh, beside)
+            with contextlib.suppress(FileExistsError):  # another process was faster, and may have written into it
+                os.link(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -208,7 +226,7 @@ def _clear_errors(uri: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line, without secrets: the system error underneath where there is one, else the first line of the message."""
+    """One line, without secrets: what the system or the database said underneath, else the message's first line."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TimeoutError):
@@ -220,9 +238,10 @@ def _reason(error: Exception) -> str:
                 else "; is MLFLOW_TRACKING_URI right, and a server running there?"
             )
             return cause.strerror + hint
+        error = getattr(cause, "orig", None) or error
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    lines = str(getattr(error, "orig", error)).strip().splitlines() or [type(error).__name__]
-    line = re.sub(r"^\([\w.]+\) |(?<=//)[^/@\s]*@", "", lines[0])
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = _ACCOUNT.sub("", re.sub(r"^\([\w.]+\) ", "", lines[0]))
     return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
 
 

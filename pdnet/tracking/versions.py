@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pdnet.errors import TrackingError
+from pdnet.errors import TrackingError, UnknownVersionError
 from pdnet.files import atomic_path
 from pdnet.tracking.release import RELEASE, Release, read_release
 from pdnet.tracking.store import Store
@@ -55,22 +55,24 @@ def find_version(store: Store, name: str) -> Version:
         name: `pdnet@champion` or `pdnet/3`.
 
     Raises:
-        TrackingError: there is no such model, alias or version; says what there is instead.
+        UnknownVersionError: there is no such model, alias or version; says what there is instead.
     """
     if not (parts := _NAME.fullmatch(name)):
-        raise TrackingError(f"'{name}': expected a version as MODEL@ALIAS or MODEL/NUMBER, such as pdnet@champion")
+        raise UnknownVersionError(
+            f"'{name}': expected a version as MODEL@ALIAS or MODEL/NUMBER, such as pdnet@champion"
+        )
     model, alias, number = parts["model"], parts["alias"], parts["version"]
     registered = registered_model(store, model)
     if registered is None:
         known = ", ".join(sorted(str(each.name) for each in store.client.search_registered_models())) or "none"
-        raise TrackingError(f"MLflow at {store.uri}: no registered model '{model}'; there is: {known}")
+        raise UnknownVersionError(f"MLflow at {store.uri}: no registered model '{model}'; there is: {known}")
     if alias is not None and (number := registered.aliases.get(alias)) is None:
         known = ", ".join(f"@{key} (version {value})" for key, value in sorted(registered.aliases.items())) or "none"
-        raise TrackingError(f"MLflow at {store.uri}: {model} has no alias '{alias}'; there is: {known}")
+        raise UnknownVersionError(f"MLflow at {store.uri}: {model} has no alias '{alias}'; there is: {known}")
     found = {str(each.version): each for each in store.client.search_model_versions(f"name = '{model}'")}
     if str(number) not in found:
         known = ", ".join(sorted(found, key=int)) or "none"
-        raise TrackingError(f"MLflow at {store.uri}: {model} has no version {number}; there is: {known}")
+        raise UnknownVersionError(f"MLflow at {store.uri}: {model} has no version {number}; there is: {known}")
     return _version(found[str(number)], registered.aliases)
 
 

@@ -32,6 +32,7 @@ RATES = ("image_backbone_lr", "image_rest_lr", "video_backbone_lr", "video_rest_
 LEARNING: dict[str, Any] = {
     "pretrain": {"epochs": 10, "size": SIZE, "lr": 5e-3},
     "train": {"epochs": 5, "size": SIZE, **dict.fromkeys(RATES, 3e-3)},
+    "tracking": {"live": True},
 }
 
 
@@ -47,14 +48,14 @@ class Workspace:
         """Run a command as a user would; what it prints on both streams."""
         environment = os.environ | {
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.root / 'mlflow.db'}",
             "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
             "DVC_NO_ANALYTICS": "1",
             "OMP_NUM_THREADS": "1",  # on a busy machine two threads that wait for each other take fifty times as long
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
         }
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # imports would take twice as long
+        for name in ("PYTHONDONTWRITEBYTECODE", "MLFLOW_TRACKING_URI", "PDNET_MLFLOW_BUFFER"):
+            environment.pop(name, None)  # without bytecode, imports would take twice as long
         run = subprocess.run(command, check=False, cwd=self.root, env=environment, capture_output=True, text=True)
         assert run.returncode == code, f"{' '.join(command)}\n{run.stdout}\n{run.stderr}"
         return run.stdout + run.stderr
@@ -224,6 +225,33 @@ def test_the_registered_version_holds_the_file_and_its_scores(done):
     assert run.data.metrics["jf_mean"] == pytest.approx(scores["jf_mean"])
     assert run.data.params["train.epochs"] == "5"
     assert f"{scores['jf_mean']:.4f}" in version.tags.values()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's, of SQLAlchemy
+def test_each_step_has_a_run_beneath_the_models_and_trainings_recorded_themselves(done):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{done.root / 'mlflow.db'}")
+    registration = done.json("registration/registration.json")
+    found = {run.info.run_name: run for run in client.search_runs([registration["experiment_id"]])}
+    assert len(found) == len(client.search_runs([registration["experiment_id"]])) == len(STAGES)
+    for stage in set(STAGES) - {"register"}:
+        tags = found[stage].data.tags
+        assert tags["mlflow.parentRunId"] == registration["run_id"]
+        assert found[stage].info.status == "FINISHED"
+        assert {"step", "git.commit", "git.dirty", "config.hash", "pdnet.version", "host"} <= tags.keys(), stage
+    for stage, curve in {"pretrain": "pretrain/loss", "train": "lr/rest"}.items():
+        run = found[stage]
+        assert run.info.run_id == done.json(f"{stage}/run.json")["mlflow_run_id"]
+        assert (run.data.tags["device"], run.data.tags["precision"]) == (
+            found["evaluate"].data.tags["device"],
+            "float32",
+        )
+        log = pd.read_parquet(done.build / stage / "log.parquet")
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, curve)]
+        assert sorted(steps) == list(log["step"])
+        assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert not list((done.root / "mlflow-buffer").iterdir())
 
 
 class References(HTMLParser):

@@ -705,11 +705,12 @@ def test_a_prompt_of_the_locks_name_is_told(client: mlflow.MlflowClient, capsys:
     assert promote("1") == 0
 
 
-def test_a_half_written_entry_is_told_and_passed_over(
-    client: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("text", ['{"outcome": "prom', "[]", '{"outcome": "promoted"}'])
+def test_what_is_no_entry_is_told_and_passed_over(
+    client: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     assert promote("1") == 0
     run_id = client.get_registered_model(MODEL).tags["promotions.run_id"]
-    client.log_text(run_id, '{"outcome": "prom', "promotions/20990101T000000.000000Z-v9-promoted.json")
+    client.log_text(run_id, text, "promotions/20990101T000000.000000Z-v9-promoted.json")
     assert told() == [("promoted", "1", None, "1")]
-    assert "v9-promoted.json is half written" in caplog.text
+    assert "v9-promoted.json is no entry of it" in caplog.text

@@ -383,6 +383,21 @@ def test_a_journal_that_is_refused_holds_up_no_other(
         assert (found.info.status, points(client, found)) == ("FINISHED", curves(3))
 
 
+def test_a_journal_of_another_folders_store_is_left_alone(
+    buffer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = left(buffer, "of here", store=f"sqlite:///{tmp_path / 'here' / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path / "there")
+    assert f"left alone: it is for MLflow at sqlite:///{tmp_path / 'here' / 'mlflow.db'}, this is" in track_sync()
+    assert path.exists()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "FINISHED" in track_sync()
+    assert not path.exists()
+
+
 def test_a_journal_of_another_store_is_left_alone(client: MlflowClient, buffer: Path) -> None:
     path = left(buffer, "elsewhere", store="http://elsewhere:5000")
     here = os.environ["MLFLOW_TRACKING_URI"]
@@ -414,9 +429,8 @@ def test_a_later_step_sends_what_is_left_and_is_not_held_up(
     assert "still runs" in running.name
     (found,) = runs_of(client, "left over")
     assert (found.info.status, points(client, found)) == ("FINISHED", curves(3))
-    assert caplog.messages == [f"{buffer}: holds what MLflow did not get (files: 1); `pdnet track sync` sends it later"]
+    assert not caplog.messages  # nobody has to do anything about a training that runs
 
-    caplog.clear()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
     send_leftovers()
     (line,) = caplog.messages
@@ -480,6 +494,21 @@ def test_a_folder_that_cannot_be_written_costs_one_line(
     (line,) = caplog.messages
     assert line.startswith("training goes on, but is not recorded: [Errno 17] File exists")
     assert run.finish("FINISHED") is None
+
+
+def test_a_recorder_that_cannot_start_costs_one_line_and_no_data(
+    client: MlflowClient, buffer: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(buffer))  # no such file
+        with recorded("unsent") as run:
+            for step in range(3):
+                run.append(row(step))
+    (line,) = caplog.messages
+    (path,) = buffer.iterdir()
+    assert line.startswith(f"{path}: recording goes on there alone, `pdnet track sync` sends it later: ")
+    assert "FINISHED" in track_sync()
+    assert points(client, runs_of(client, "unsent")[0]) == curves(3)
 
 
 def test_a_recorder_that_dies_costs_one_line_and_no_data(

@@ -432,7 +432,7 @@ def live_run(store: Path, folders: dict[str, Path], *, steps: int) -> str:
     """A run as the train step leaves it, with the first points of one curve, named in run.json."""
     client = mlflow.MlflowClient(uri_of(store))
     experiment = client.create_experiment("pdnet", artifact_location=(store.parent / "mlartifacts").as_uri())
-    run_id = str(client.create_run(experiment, run_name="train").info.run_id)
+    run_id = str(client.create_run(experiment, run_name="train", tags={"host": "beside"}).info.run_id)
     log = train_log(TRAIN_STEPS)
     for step in range(steps):
         client.log_metric(run_id, "lr/rest", log["lr_rest"][step], 1000 + step, step)
@@ -448,6 +448,9 @@ def test_a_run_that_the_step_wrote_into_is_adopted_and_completed(store: Path, ow
     client = mlflow.MlflowClient(uri_of(store))
     run = client.get_run(run_id)
     assert run.data.tags["mlflow.parentRunId"] == first.run_id
+    told = {"step": "train", "device": "Example(R) CPU, 2 threads", "precision": "fp32", "git.dirty": "true"}
+    assert run.data.tags.items() >= told.items()
+    assert run.data.tags["host"] == "beside"  # what the run said itself stands
     history = client.get_metric_history(run_id, "lr/rest")
     assert [point.step for point in history] == list(range(TRAIN_STEPS))
     assert [point.timestamp for point in history][:4] == [1000, 1001, 1002, 1003]
@@ -674,6 +677,10 @@ def test_an_error_of_ours_passes_through_the_store(store: Path) -> None:
         ("https://token@mlflow.example", "https://mlflow.example"),
         ("postgresql+psycopg2://ann:a:b@db/mlflow?sslpassword=x", "postgresql+psycopg2://db/mlflow"),
         ("http://mlflow.example/@me", "http://mlflow.example/@me"),
+        ("http://mlflow.example:5000/@me", "http://mlflow.example:5000/@me"),
+        ("http://ann:p@ss@mlflow.example:5000", "http://mlflow.example:5000"),
+        ("http://ann:p/ss@mlflow.example:5000", "http://mlflow.example:5000"),
+        ("sqlite:////a@b/mlflow.db", "sqlite:////a@b/mlflow.db"),
     ],
 )
 def test_public_uris_hold_no_secrets(uri: str, public: str) -> None:
