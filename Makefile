@@ -35,8 +35,9 @@ data: setup ## make the synthetic data set where there is none, and check it aga
 	@dvc commit --quiet data.dvc </dev/null || { \
 	  echo "data/ is not the version that data.dvc names; 'dvc add data' records it as a new one" >&2; exit 2; }
 
-demo: data ## from nothing to a trained, evaluated, exported, registered model
+demo: data ## from nothing to a trained, evaluated, exported, registered model, and a video that it made
 	@dvc repro
+	@pdnet predict data/mvps/Keyframes/480p/$$(head -n 1 data/mvps/ImageSets/val.txt) -o build/predict.mp4
 	@pdnet summary
 
 repro: setup ## rerun what has changed

@@ -42,6 +42,7 @@ STEPS = {
     "lineage": "tell where a registered version came from",
     "verify": "check that a registered version still is what it claims",
     "track sync": "send what could not be recorded to MLflow",
+    "bench": "time a network by every backend that this machine has",
 }
 #: The first words of commands of two.
 GROUPS = {"data": "make data sets", "export": "write models in other forms", "track": "see to the MLflow records"}
@@ -161,17 +162,41 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     score.add_argument("--json", type=Path, metavar="OUT", help="also write the figures to this file")
     score.set_defaults(execute=_score)
 
-    predict = commands.add_parser("predict", help="segment a folder of frames", description=_predict.__doc__)
-    predict.add_argument("frames", type=Path, metavar="FRAMES", help="folder of frames in order of name")
-    predict.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the masks (PNG)")
+    predict = commands.add_parser("predict", help="segment a video or a folder of frames", description=_predict.__doc__)
+    predict.add_argument("source", type=Path, metavar="SOURCE", help="video, or folder of frames in order of name")
+    predict.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="video (.mp4, .mov, .mkv, .webm) with times and sound of the source, or folder for PNG files",
+    )
     predict.add_argument(
         "--model",
         type=Path,
         default=Path("build/train/model.safetensors"),
-        metavar="FILE",
-        help="trained model (default: build/train/model.safetensors)",
+        metavar="PATH",
+        help="trained model, or folder of `pdnet export onnx` (default: build/train/model.safetensors)",
+    )
+    view = predict.add_mutually_exclusive_group()
+    view.add_argument(
+        "--background",
+        metavar="WHAT",
+        help="blur, #rrggbb, an image file, or transparent (in .webm, .mov and folders) "
+        "(default: blur in videos; folders get masks)",
+    )
+    view.add_argument("--show", choices=("parts",), help="the likeliest parts in colours, to look at")
+    predict.add_argument(
+        "--backend",
+        choices=("auto", "torch", "onnxruntime", "openvino"),
+        default="auto",
+        help="what runs the network (default: auto)",
     )
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    predict.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="number format (default: auto)"
+    )
     predict.set_defaults(execute=_predict)
 
     released = commands.add_parser(
@@ -304,11 +329,20 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    """Segment the frames of one clip against its first frame and write a binary mask for each."""
-    from pdnet.inference.predict import predict_folder
+    """Segment the frames of a video or a folder against the first, and write masks or another background."""
+    from pdnet.inference.predict import predict
 
-    fps, count = predict_folder(arguments.frames, arguments.out, model=arguments.model, device=arguments.device)
-    sys.stdout.write(f"{count} masks in {arguments.out}, {fps:.1f} frames/s from file to file\n")
+    done = predict(
+        arguments.source,
+        arguments.out,
+        model=arguments.model,
+        backend=arguments.backend,
+        device=arguments.device,
+        precision=arguments.precision,
+        background=arguments.background,
+        show=arguments.show,
+    )
+    _print(f"{done.frames} {done.kind} in {arguments.out}, {done.fps:.1f} frames/s from file to file ({done.backend})")
 
 
 def _summary(arguments: argparse.Namespace) -> None:
@@ -356,12 +390,14 @@ class _ProgressHandler(logging.Handler):
                 self.close_bar()
                 self.bar = tqdm(total=state.total, desc=state.label, file=sys.stderr, leave=True)
             self.bar.set_postfix_str(state.note, refresh=False)
+            self.bar.total = state.total
             self.bar.update(state.done - self.bar.n)
             if state.done == state.total:
                 self.close_bar()
         elif state.done == state.total or time.monotonic() - self.told > 10:
             self.told = time.monotonic()
-            sys.stderr.write(f"{state.label} {state.done}/{state.total} {state.note}".rstrip() + "\n")
+            of = "" if state.total is None else f"/{state.total}"
+            sys.stderr.write(f"{state.label} {state.done}{of} {state.note}".rstrip() + "\n")
 
     def close_bar(self) -> None:
         """Leave the bar as it stands and go on below it."""

@@ -252,7 +252,7 @@ def test_the_commands():
     }
     registry = {"promote", "rollback", "lineage", "verify"}
     steps = {step for step in STEPS if " " not in step} | {"outcome"}
-    others = {"run", "score", "predict", "import-checkpoint", "summary"}
+    others = {"run", "score", "predict", "bench", "import-checkpoint", "summary"}
     top = {path[0] for path in ALL_COMMANDS if path}
     assert top == {*groups, *steps, *registry, *others}
     for group, words in groups.items():
@@ -839,7 +839,9 @@ def test_predict(prints, project):
     frames = project.frame.parent
     model = project.root / "train" / "model.safetensors"
     text = prints("predict", frames, "-o", project.out, "--model", model, "--device", "cpu")
-    assert re.fullmatch(rf"6 masks in {re.escape(str(project.out))}, \d+\.\d frames/s from file to file\n", text)
+    assert re.fullmatch(
+        rf"6 masks in {re.escape(str(project.out))}, \d+\.\d frames/s from file to file \(torch, .+\)\n", text
+    )
     assert sorted(path.stem for path in project.out.glob("*.png")) == sorted(path.stem for path in frames.iterdir())
     values = set()
     for path in project.out.glob("*.png"):
@@ -868,13 +870,14 @@ def test_predict_mistakes(fails, project):
         more = [word for key, value in options.items() for word in (f"--{key}", value)]
         return fails("predict", frames, "-o", out, "--model", model, *more)
 
-    assert message(frames=frames / "nowhere") == f"{frames / 'nowhere'}: no such folder"
-    assert message(frames=project.frame) == f"{project.frame}: a file; expected a folder of frames"
+    missing = frames / "nowhere"
+    assert message(frames=missing) == f"{missing}: no such file or folder; expected a video or a folder of frames"
+    assert message(frames=project.frame).startswith(f"{project.frame}: not a video that can be read (")
     assert message(frames=empty) == f"{empty}: no images"
-    assert message(out=frames) == f"{frames}: the masks would replace the frames; expected another folder"
+    assert message(out=frames) == f"{frames}: what is written would replace the source; expected another path"
     assert message(out=project.data).startswith(f"{project.data}: holds other files; expected ")
     assert message(out=project.frame / "masks").startswith(f"{project.frame / 'masks'}: cannot be written (")
-    assert message(model=frames).startswith(f"{frames}: no such file; expected a model written by pdnet")
+    assert message(model=frames).startswith(f"{frames}: holds neither model.safetensors nor ")
     assert message(model=project.frame).startswith(f"{project.frame}: not a safetensors file, or damaged (")
     assert message(device="tpu") == "device: 'tpu', expected auto, cpu, cuda or cuda:<index>"
     assert tree(project.root) == before

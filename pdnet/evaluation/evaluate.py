@@ -11,15 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from PIL import Image
 
 from pdnet.data.io import BoolArray, UInt8Array, read_image, read_levels, read_pair
 from pdnet.errors import DataError
 from pdnet.files import read_object
-from pdnet.inference.session import PortraitSession, Prediction
+from pdnet.inference.session import Backend, PortraitSession, Prediction
 from pdnet.metrics import frame_scores
-from pdnet.model import PDNet
 from pdnet.progress import track
 
 
@@ -216,24 +214,22 @@ def part_labels(frame: Frame, part_prob: npt.NDArray[np.float32]) -> UInt8Array:
     return labels
 
 
-def measure_speed(network: PDNet, frames: pd.DataFrame, *, size: int, count: int) -> dict[str, float]:
+def measure_speed(backend: Backend, frames: pd.DataFrame, *, count: int) -> dict[str, float]:
     """Frames a second, one frame at a time: the network alone (the paper's figure), and from file to mask.
 
     The median of `count` frames of the first validation clip, after a warm-up.
     """
     _, clip = next(clips_of(frames))
     paths = [clip["image"].iloc[i % len(clip)] for i in range(count)]
-    session = PortraitSession(network, size=size, reference=read_image(paths[0]))
+    session = PortraitSession(backend, reference=read_image(paths[0]))
     network_times, whole_times = [], []
     for index, path in enumerate([paths[0]] * 3 + paths):
         started = time.perf_counter()
         _ = session.step(read_image(path)).probability >= 0.5
         whole = time.perf_counter() - started
         image = session.to_input(read_image(path))
-        _synchronise(session.device)
         started = time.perf_counter()
-        session.infer(image)
-        _synchronise(session.device)
+        session.infer(image)  # its answer is on the CPU: nothing is still to be waited for
         if index >= 3:
             network_times.append(time.perf_counter() - started)
             whole_times.append(whole)
@@ -241,8 +237,3 @@ def measure_speed(network: PDNet, frames: pd.DataFrame, *, size: int, count: int
         "network_fps": 1 / statistics.median(network_times),
         "end_to_end_fps": 1 / statistics.median(whole_times),
     }
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -25,7 +25,9 @@ from pdnet.data.io import read_image, read_levels, read_mask, read_pair
 from pdnet.data.tables import read_table
 from pdnet.errors import DataError
 from pdnet.evaluation.charts import Line, line_chart, smooth, thin
-from pdnet.evaluation.overlays import (
+from pdnet.evaluation.scoring import FIGURES
+from pdnet.files import read_object, write_text
+from pdnet.overlays import (
     FALSE_NEGATIVE_COLOUR,
     FALSE_POSITIVE_COLOUR,
     HIT_COLOUR,
@@ -35,8 +37,6 @@ from pdnet.evaluation.overlays import (
     part_colours,
     part_overlay,
 )
-from pdnet.evaluation.scoring import FIGURES
-from pdnet.files import read_object, write_text
 from pdnet.pages import page_template
 
 #: a part that holds less than this share of the portrait is called degenerate

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from pdnet.errors import ExportError
 from pdnet.files import atomic_path
-from pdnet.model import PDNet, ReferenceFeatures
+from pdnet.model import PDNet
+from pdnet.model.streaming import ReferenceEncoder, Segmenter
 
 PAIR, REFERENCE_ENCODER, SEGMENTER = "pdnet.onnx", "reference_encoder.onnx", "segmenter.onnx"
 INPUTS = ("target", "reference")
@@ -44,35 +45,6 @@ class PairGraph(nn.Module):
         """(B, 3, S, S) and (B, 3, S, S), or (B, N, 3, S, S) for N references, normalised -> (B, 1, S, S) in 0..1."""
         output, _ = self.network(target, reference)
         return torch.sigmoid(output.logits)
-
-
-class ReferenceGraph(nn.Module):
-    """image -> its features as a reference."""
-
-    def __init__(self, network: PDNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) normalised -> key and value, (B, 1, K, h*w, d); several frames are joined along axis 1."""
-        key, value, _ = self.network.encode_reference(image)
-        return key.unsqueeze(1), value.unsqueeze(1)
-
-
-class SegmenterGraph(nn.Module):
-    """(image, features of N references) -> probability of portrait."""
-
-    def __init__(self, network: PDNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, S, S) normalised, key and value (B, N, K, h*w, d) -> (B, 1, S, S) in 0..1, and OWN_FEATURES."""
-        key, value = (x.transpose(1, 2).flatten(2, 3) for x in (key, value))
-        references = ReferenceFeatures(key, value)
-        output = self.network.segment(image, references, as_reference=self.network.config.references > 1)
-        probability, own = torch.sigmoid(output.logits), output.as_reference
-        return (probability,) if own is None else (probability, own.key.unsqueeze(1), own.value.unsqueeze(1))
 
 
 def export_pair(network: PDNet, path: Path, *, size: int, opset: int, metadata: Mapping[str, str]) -> None:
@@ -106,15 +78,14 @@ def export_streaming(network: PDNet, folder: Path, *, size: int, opset: int, met
     metadata = {**metadata, "references": str(network.config.references)}
     batch, references = torch.export.Dim("batch"), torch.export.Dim("references")
     image = torch.zeros(2, 3, size, size)
-    encoder = ReferenceGraph(network)
+    encoder = ReferenceEncoder(network)
     inputs = {"image": (image, {0: batch})}
     _export(encoder, folder / REFERENCE_ENCODER, inputs=inputs, outputs=FEATURES, opset=opset, metadata=metadata)
     with torch.inference_mode():
         features = (x.expand(-1, 2, -1, -1, -1).clone() for x in encoder(image))
     inputs |= {name: (x, {0: batch, 1: references}) for name, x in zip(FEATURES, features, strict=True)}
-    outputs = (OUTPUT,) if network.config.references == 1 else (OUTPUT, *OWN_FEATURES)
-    segmenter = SegmenterGraph(network)
-    _export(segmenter, folder / SEGMENTER, inputs=inputs, outputs=outputs, opset=opset, metadata=metadata)
+    segmenter = Segmenter(network)
+    _export(segmenter, folder / SEGMENTER, inputs=inputs, outputs=segmenter.outputs, opset=opset, metadata=metadata)
 
 
 def _export(

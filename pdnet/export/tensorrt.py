@@ -77,7 +77,7 @@ def build_engine(trt: Any, onnx: Path, engine: Path, *, precision: TensorRTPreci
 
 
 class TensorRTModel:
-    """An engine of `build_engine` behind the interface of the other pair graphs.
+    """An engine of `build_engine`, run on torch tensors.
 
     Args:
         trt: the module, of `require_tensorrt`.

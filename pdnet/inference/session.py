@@ -1,20 +1,66 @@
-"""A clip through the network: the reference is encoded once, then frame after frame."""
+"""A clip through a network, whatever runs it: references are encoded once, then frame after frame."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pdnet.data.io import UInt8Array
 from pdnet.data.streams import REFERENCE_LAG
 from pdnet.data.transforms import normalise, resize_image
-from pdnet.model import PDNet, PDNetOutput, ReferenceFeatures, resize
+from pdnet.model import resize
 
 T = TypeVar("T")
+
+#: What a backend keeps of frames as references for later ones: tensors whose first axis is the batch.
+Features = tuple[Tensor, ...]
+
+
+class Output(NamedTuple):
+    """What a backend answers for a batch of frames, at the network's size.
+
+    Attributes:
+        probability: (B, 1, S, S) float32 in 0..1.
+        saliency: (B, 1, h, w) float32 in 0..1, S; None without IPDA, and from files that do not give it.
+        part_prob: (B, K, h, w) float32, D, likewise.
+        own: of these frames, for later ones to refer to; None from networks of one reference.
+    """
+
+    probability: Tensor
+    saliency: Tensor | None = None
+    part_prob: Tensor | None = None
+    own: Features | None = None
+
+
+class Backend(Protocol):
+    """A network ready to run: torch, ONNX Runtime, OpenVINO or TensorRT.
+
+    Attributes:
+        name: for people, such as `torch, bf16, compiled`.
+        size: side S of its square inputs.
+        references: number N of frames that it refers to.
+    """
+
+    name: str
+    size: int
+    references: int
+
+    def encode(self, image: Tensor) -> Features:
+        """What is kept of reference frames, (B, 3, S, S) float32 normalised."""
+
+    def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
+        """Segment frames against their references.
+
+        Args:
+            image: (B, 3, S, S) float32, normalised, on the CPU.
+            references: one entry a reference frame; of a batch of B, or of 1 for all.
+        """
 
 
 class Prediction(NamedTuple):
@@ -31,11 +77,6 @@ class Prediction(NamedTuple):
     part_prob: npt.NDArray[np.float32] | None
 
 
-def prepare(network: PDNet, device: torch.device, dtype: torch.dtype = torch.float32) -> PDNet:
-    """Bring a network into the form that runs fastest: evaluation mode, channels last, `dtype` throughout."""
-    return network.eval().to(device, dtype).to(memory_format=torch.channels_last)
-
-
 class ReferenceRing(Generic[T]):
     """The N reference frames of the next target: the first frame, then those `lag`, 2 `lag`, ... frames before it.
 
@@ -45,16 +86,17 @@ class ReferenceRing(Generic[T]):
     Args:
         first: what is kept of the first frame.
         references: N.
+        lag: in frames as they are pushed.
     """
 
-    def __init__(self, first: T, references: int) -> None:
-        self.first, self.references = first, references
-        self.past: deque[T] = deque(maxlen=max(1, (references - 1) * REFERENCE_LAG))
+    def __init__(self, first: T, references: int, lag: int = REFERENCE_LAG) -> None:
+        self.first, self.references, self.lag = first, references, lag
+        self.past: deque[T] = deque(maxlen=max(1, (references - 1) * lag))
 
-    def current(self) -> list[T]:
-        """The N references of the next target."""
-        lags = [REFERENCE_LAG * n for n in range(1, self.references)]
-        return [self.first, *(self.past[-lag] if lag <= len(self.past) else self.first for lag in lags)]
+    def current(self, ahead: int = 0) -> list[T]:
+        """The N references of the next target, or of the one `ahead` (less than `lag`) frames after it."""
+        back = [self.lag * n - ahead for n in range(1, self.references)]
+        return [self.first, *(self.past[-lag] if lag <= len(self.past) else self.first for lag in back)]
 
     def push(self, item: T) -> None:
         """Remember a frame that has been segmented."""
@@ -65,41 +107,62 @@ class PortraitSession:
     """Segments the frames of one clip against its first frame (and later ones, for networks of N > 1 references).
 
     Args:
-        network: as `prepare` returns it.
-        size: side of the square that frames are resized to. Paper: 5.1, 480.
-        reference: the clip's first frame, (H, W, 3) uint8 RGB. Paper: 4.1.
+        backend: runs the network; may serve many sessions.
+        reference: the clip's first frame, (H, W, 3) uint8 RGB (Paper: 4.1); or several frames, to which all targets
+            refer then.
+        lag: frames from a target to its second reference, for networks of N > 1. Paper: 5.5, five annotated frames.
     """
 
-    def __init__(self, network: PDNet, *, size: int, reference: UInt8Array) -> None:
-        self.network, self.size = network, size
-        parameter = next(network.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        with torch.inference_mode():
-            first = network.encode_reference(self.to_input(reference))
-        self.ring: ReferenceRing[ReferenceFeatures] = ReferenceRing(first, network.config.references)
+    def __init__(
+        self, backend: Backend, *, reference: UInt8Array | Sequence[UInt8Array], lag: int = REFERENCE_LAG
+    ) -> None:
+        self.backend = backend
+        given = [reference] if isinstance(reference, np.ndarray) else list(reference)
+        kept = [backend.encode(self.to_input(frame)) for frame in given]
+        self._fixed = kept if len(kept) > 1 else None
+        self.ring: ReferenceRing[Features] = ReferenceRing(kept[0], backend.references, lag)
 
-    def to_input(self, frame: UInt8Array) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB -> (1, 3, size, size), normalised, on the device."""
-        tensor = normalise(resize_image(frame, self.size)).unsqueeze(0)
-        return tensor.to(self.device, self.dtype, memory_format=torch.channels_last)
+    def to_input(self, frame: UInt8Array) -> Tensor:
+        """(H, W, 3) uint8 RGB -> (1, 3, S, S) float32, normalised."""
+        return normalise(resize_image(frame, self.backend.size)).unsqueeze(0)
 
-    def infer(self, image: torch.Tensor) -> PDNetOutput:
-        """The network alone on an input of `to_input`; what the paper's FPS measures."""
-        with torch.inference_mode():
-            current = self.ring.current()
-            references = current[0] if len(current) == 1 else ReferenceFeatures.concatenate(current)
-            return self.network.segment(image, references, as_reference=self.ring.references > 1)
+    def infer(self, image: Tensor) -> Output:
+        """The network alone on an input of `to_input`; what the paper's FPS measures. Remembers nothing."""
+        return self.backend.segment(image, self._fixed or self.ring.current())
 
     def step(self, frame: UInt8Array) -> Prediction:
         """Segment one frame of the clip, (H, W, 3) uint8 RGB of any size."""
-        image = self.to_input(frame)
-        output = self.infer(image)
-        with torch.inference_mode():
-            if output.as_reference is not None:
-                self.ring.push(output.as_reference)
-            probability = resize(output.logits.float().sigmoid(), frame.shape[:2])[0, 0].cpu().numpy()
-            maps = output.maps
-            if maps.saliency_logits is None or maps.part_logits is None:
-                return Prediction(probability, None, None)
-            saliency = maps.saliency_logits.float().sigmoid()[0, 0].cpu().numpy()
-            return Prediction(probability, saliency, maps.part_logits.float().softmax(1)[0].cpu().numpy())
+        output = self.infer(self.to_input(frame))
+        if output.own is not None:
+            self.ring.push(output.own)
+        return _prediction(output, 0, frame)
+
+    def step_batch(self, frames: Sequence[UInt8Array]) -> list[Prediction]:
+        """`step` for frames that follow each other, at once: faster where the device is larger than a frame."""
+        found: list[Prediction] = []
+        follows = self._fixed is None and self.backend.references > 1
+        chunk = self.ring.lag if follows else max(1, len(frames))  # of later frames the references are not known yet
+        for start in range(0, len(frames), chunk):
+            some = frames[start : start + chunk]
+            references = self._fixed or self.ring.current()
+            if follows:
+                each = [self.ring.current(ahead) for ahead in range(len(some))]
+                references = [_stack(features) for features in zip(*each, strict=True)]
+            output = self.backend.segment(torch.cat([self.to_input(frame) for frame in some]), references)
+            for index, frame in enumerate(some):
+                if output.own is not None:
+                    self.ring.push(tuple(x[index : index + 1] for x in output.own))
+                found.append(_prediction(output, index, frame))
+        return found
+
+
+def _stack(features: Sequence[Features]) -> Features:
+    """The features of several targets' references, along the batch."""
+    return tuple(torch.cat(tensors) for tensors in zip(*features, strict=True))
+
+
+def _prediction(output: Output, index: int, frame: UInt8Array) -> Prediction:
+    probability = resize(output.probability[index : index + 1], frame.shape[:2])[0, 0].numpy()
+    if output.saliency is None or output.part_prob is None:
+        return Prediction(probability, None, None)
+    return Prediction(probability, output.saliency[index, 0].numpy(), output.part_prob[index].numpy())

@@ -6,6 +6,7 @@ Each takes keyword-only paths in and out plus the configuration, and writes its 
 
 `synthesise` makes data where there are none; `outcome` records a pipeline run that failed. What people ask of the
 registry stands beside them, a module each: promote, rollback, show_lineage, verify, export_triton, track_sync.
+`bench` times a network.
 """
 
 from pdnet.steps.data import data

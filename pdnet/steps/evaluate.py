@@ -27,10 +27,11 @@ from pdnet.evaluation.evaluate import (
     part_labels,
     score_clips,
 )
-from pdnet.evaluation.overlays import part_colours
 from pdnet.evaluation.scoring import summarise
 from pdnet.files import atomic_folder, file_digest, write_json
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.session import PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
+from pdnet.overlays import part_colours
 from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model
 
@@ -62,15 +63,15 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
     frames = index_clips(videos, resolution=config.data.resolution)
     record = RunRecord("evaluate", config, parents=(model,), data={"videos": videos})
     device = pick_device(config.device)
-    network = prepare(load_model(model / "model.safetensors", expected=config.model), device)
+    network = load_model(model / "model.safetensors", expected=config.model)
+    backend = TorchBackend(network, size=config.data.size, device=device)
     parts = PartStatistics(config.model.parts, find_true_parts(videos, config.data.resolution))
-    size = config.data.size
 
     with atomic_folder(out) as folder:
         rows: list[dict[str, Any]] = []
         pixels = np.zeros((2, 2), np.int64)
         for frame in score_clips(
-            lambda reference: PortraitSession(network, size=size, reference=reference),
+            lambda reference: PortraitSession(backend, reference=reference),
             frames,
             threshold=config.evaluation.threshold,
         ):
@@ -84,7 +85,7 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
         table = pd.DataFrame(rows)
         scores = summarise(table, config.evaluation.protocol)
         baselines = trivial_baselines(frames, protocol=config.evaluation.protocol)
-        speed = measure_speed(network, frames, size=size, count=config.evaluation.speed_frames)
+        speed = measure_speed(backend, frames, count=config.evaluation.speed_frames)
         table.to_parquet(folder / "frames.parquet", index=False)
         scores.clips.to_parquet(folder / "clips.parquet", index=False)
         baselines.to_parquet(folder / "baselines.parquet", index=False)
@@ -103,7 +104,7 @@ def evaluate(*, videos: Path, model: Path, out: Path, config: Config) -> None:
                 | {
                     "device": device_name(device),
                     "precision": "fp32",
-                    "size": size,
+                    "size": backend.size,
                     "frames": config.evaluation.speed_frames,
                 },
                 "parts": parts.summary(),

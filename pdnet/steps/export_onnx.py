@@ -16,11 +16,12 @@ from pdnet.config import Config
 from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
 from pdnet.errors import DataError, ExportError
-from pdnet.evaluation.evaluate import OpenClip, clips_of, score_table
+from pdnet.evaluation.evaluate import clips_of, score_table
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER, PairGraph, export_pair, export_streaming
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession, PairModel, StreamingModel, StreamingSession
+from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend, pair_reference
+from pdnet.inference.session import Backend, PortraitSession
 from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model
 
@@ -59,19 +60,18 @@ def export_onnx(*, videos: Path, model: Path, evaluation: Path, out: Path, confi
         scored = {"torch": {"jf_mean": float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])}}
 
         export_pair(network, folder / PAIR, **how)
-        pair = OnnxModel(folder / PAIR)
+        pair = PairBackend(OnnxModel(folder / PAIR))
         facts = compare(original, pair, frames, count=config.export.parity_frames) | scored
-        found = score(lambda frame: OnnxSession(pair, reference=frame), frames, config, label="score the ONNX file")
+        found = score(pair, frames, config, label="score the ONNX file")
         facts["onnx"] = {"jf_mean": found}
         facts |= {"opset": config.export.opset, "sha256": file_digest(folder / PAIR)}
         check(facts, config, "onnx", "ONNX file")
 
         if config.model.ipda:
             export_streaming(network, folder, **how)
-            streaming = StreamingModel(folder / REFERENCE_ENCODER, folder / SEGMENTER)
+            streaming = StreamingBackend(folder)
             own = compare(original, streaming, frames, count=config.export.parity_frames)
-            label = "score the streaming ONNX pair"
-            found = score(lambda frame: StreamingSession(streaming, reference=frame), frames, config, label=label)
+            found = score(streaming, frames, config, label="score the streaming ONNX pair")
             own["onnx"] = {"jf_mean": found}
             own["files"] = {name: file_digest(folder / name) for name in (REFERENCE_ENCODER, SEGMENTER)}
             check(own | scored, config, "onnx", "streaming ONNX pair")
@@ -92,7 +92,7 @@ def check_same_data(record: RunRecord, evaluation: Path, videos: Path) -> None:
 
 
 def compare(
-    original: Callable[[Tensor, Tensor], Tensor], exported: PairModel, frames: pd.DataFrame, *, count: int
+    original: Callable[[Tensor, Tensor], Tensor], exported: Backend, frames: pd.DataFrame, *, count: int
 ) -> dict[str, Any]:
     """Probabilities of the original and of what was exported, on `count` frames spread over the validation clips."""
     rows = frames[frames["split"] == "val"]
@@ -100,11 +100,11 @@ def compare(
     first = {name: clip["image"].iloc[0] for name, clip in clips_of(frames)}
     largest, total, agreement = 0.0, 0.0, 0.0
     for row in chosen.itertuples(index=False):
-        clip = OnnxSession(exported, reference=read_image(first[str(row.clip)]))
-        target = clip.to_input(read_image(str(row.image)))
+        clip = PortraitSession(exported, reference=read_image(first[str(row.clip)]))
+        target, reference = (clip.to_input(read_image(path)) for path in (str(row.image), first[str(row.clip)]))
         with torch.inference_mode():
-            wanted = original(target, clip.reference())
-        found = exported.probability(target, clip.reference())
+            wanted = original(target, pair_reference(target, [(reference,)] * exported.references))
+        found = clip.infer(target).probability
         difference = (wanted - found).abs()
         largest = max(largest, float(difference.max()))
         total += float(difference.mean())
@@ -117,9 +117,12 @@ def compare(
     }
 
 
-def score(open_clip: OpenClip, frames: pd.DataFrame, config: Config, *, label: str) -> float:
-    """J&F of the validation clips, in 0..1, segmented by the sessions of what was exported."""
-    table = score_table(open_clip, frames, threshold=config.evaluation.threshold, label=label)
+def score(exported: Backend, frames: pd.DataFrame, config: Config, *, label: str) -> float:
+    """J&F of the validation clips, in 0..1, segmented by what was exported."""
+    threshold = config.evaluation.threshold
+    table = score_table(
+        lambda reference: PortraitSession(exported, reference=reference), frames, threshold=threshold, label=label
+    )
     return float(summarise(table, config.evaluation.protocol).dataset["jf_mean"])
 
 

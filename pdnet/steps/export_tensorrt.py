@@ -8,12 +8,11 @@ import torch
 
 from pdnet.config import Config
 from pdnet.data.index import index_clips
-from pdnet.data.io import UInt8Array
 from pdnet.devices import device_name, pick_device
 from pdnet.errors import ExportError
 from pdnet.export.tensorrt import TensorRTModel, build_engine, require_tensorrt
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession
+from pdnet.inference.onnx_backend import OnnxModel, PairBackend
 from pdnet.steps.export_onnx import check, check_same_data, compare, score
 from pdnet.steps.run_record import RunRecord
 
@@ -45,16 +44,12 @@ def export_tensorrt(*, videos: Path, export: Path, evaluation: Path, out: Path, 
     with atomic_folder(out) as folder, torch.cuda.device(device):
         path = folder / "pdnet.engine"
         build_engine(trt, onnx, path, precision=config.export.tensorrt_precision)
-        engine = TensorRTModel(trt, path, device)
-
-        def open_clip(reference: UInt8Array) -> OnnxSession:
-            return OnnxSession(engine, reference=reference)
-
+        engine = PairBackend(TensorRTModel(trt, path, device))
         parity = compare(original.probability, engine, frames, count=config.export.parity_frames)
         facts = parity | {
             "torch": {"jf_mean": float(read_object(evaluation / "scores.json", ("jf_mean",))["jf_mean"])},
             "onnx": source["onnx"],
-            "tensorrt": {"jf_mean": score(open_clip, frames, config, label="score the TensorRT engine")},
+            "tensorrt": {"jf_mean": score(engine, frames, config, label="score the TensorRT engine")},
             "opset": source["opset"],
             "sha256": file_digest(path),
             "onnx_sha256": sha256,

@@ -12,7 +12,8 @@ from pdnet.devices import pick_device
 from pdnet.evaluation.config import ScoringProtocol
 from pdnet.evaluation.evaluate import score_table
 from pdnet.evaluation.scoring import summarise
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.session import PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.tracking.release import Release
 from pdnet.weights import load_model
 
@@ -42,9 +43,9 @@ def rescore(
     # Not parsed as `Config`: parameters of another version of pdnet may have other keys.
     size, threshold = release.config["data"]["size"], release.config["evaluation"]["threshold"]
     frames = index_clips(videos, resolution=resolution, splits=("val",))
-    network = prepare(load_model(release.weights), pick_device(device))
+    backend = TorchBackend(load_model(release.weights), size=size, device=pick_device(device))
     table = score_table(
-        lambda reference: PortraitSession(network, size=size, reference=reference),
+        lambda reference: PortraitSession(backend, reference=reference),
         frames,
         threshold=threshold,
         label=label,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,16 @@ import pandas as pd
 
 from pdnet.config import config_hash
 from pdnet.data.index import index_clips
+from pdnet.data.io import UInt8Array
 from pdnet.devices import pick_device
 from pdnet.errors import CheckpointError, DataError, TrackingError, VerificationError
 from pdnet.evaluation.evaluate import OpenClip, score_table
 from pdnet.evaluation.scoring import summarise
 from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER
 from pdnet.files import file_digest
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession, StreamingModel, StreamingSession
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
+from pdnet.inference.session import Backend, PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.steps.run_record import data_facts
 from pdnet.tracking.lineage import data_commands
 from pdnet.tracking.pyfunc import RELEASE_PATH, served_digest
@@ -205,22 +208,18 @@ def _scores(version: Version, release: Release, videos: Path | None) -> Iterator
 
 def _models(release: Release, parity: Mapping[str, Any]) -> dict[str, tuple[OpenClip, float]]:
     """How each model of a release opens a clip, and its recorded J&F."""
-    network = prepare(load_model(release.weights), pick_device("auto"))
-    size, pair = release.config["data"]["size"], OnnxModel(release.onnx)
-    models: dict[str, tuple[OpenClip, float]] = {
-        WEIGHTS: (
-            lambda reference: PortraitSession(network, size=size, reference=reference),
-            release.scores["jf_mean"],
-        ),
-        PAIR: (lambda reference: OnnxSession(pair, reference=reference), parity["onnx"]["jf_mean"]),
+    network, size = load_model(release.weights), release.config["data"]["size"]
+    found: dict[str, tuple[Backend, float]] = {
+        WEIGHTS: (TorchBackend(network, size=size, device=pick_device("auto")), release.scores["jf_mean"]),
+        PAIR: (PairBackend(OnnxModel(release.onnx)), parity["onnx"]["jf_mean"]),
     }
     if recorded := parity.get("streaming"):
-        streaming = StreamingModel(release.folder / REFERENCE_ENCODER, release.folder / SEGMENTER)
-        models[f"{REFERENCE_ENCODER}, {SEGMENTER}"] = (
-            lambda reference: StreamingSession(streaming, reference=reference),
-            recorded["onnx"]["jf_mean"],
-        )
-    return models
+        found[f"{REFERENCE_ENCODER}, {SEGMENTER}"] = (StreamingBackend(release.folder), recorded["onnx"]["jf_mean"])
+    return {name: (partial(_open, backend), jf_mean) for name, (backend, jf_mean) in found.items()}
+
+
+def _open(backend: Backend, reference: UInt8Array) -> PortraitSession:
+    return PortraitSession(backend, reference=reference)
 
 
 def _check_data(version: Version, release: Release, folder: Path) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from pdnet.data.io import UInt8Array, read_image, read_levels, read_mask
 from pdnet.data.tables import read_table
 from pdnet.errors import DataError
-from pdnet.evaluation.overlays import mistake_overlay, part_overlay
+from pdnet.overlays import mistake_overlay, part_overlay
 from pdnet.tracking.record import label
 
 #: Pictures in a run, spread evenly from the worst frame to the best.

@@ -93,6 +93,8 @@ class Streaming:
     def __init__(self, release: Path) -> None:
         self.encoder, self.segmenter = open_graph(release / ENCODER), open_graph(release / SEGMENTER)
         self.size = int(self.segmenter.get_inputs()[0].shape[-1])
+        made = {node.name for node in self.segmenter.get_outputs()}
+        self.outputs = [name for name in ("probability", "own_key", "own_value") if name in made]
         self.references = int(self.segmenter.get_modelmeta().custom_metadata_map["references"])
 
     def remember(self, image: FloatArray) -> Kept:
@@ -102,7 +104,7 @@ class Streaming:
     def segment(self, image: FloatArray, references: list[Kept]) -> tuple[FloatArray, Kept]:
         """See `Network`; key and value of the frame itself come from networks of several references alone."""
         key, value = (np.concatenate(frames, axis=1) for frames in zip(*references, strict=True))
-        probability, *own = self.segmenter.run(None, {"image": image, "key": key, "value": value})
+        probability, *own = self.segmenter.run(self.outputs, {"image": image, "key": key, "value": value})
         return probability[0, 0], tuple(own)
 
 

@@ -93,6 +93,8 @@ NO_STAGE = {"data", "export_tensorrt"}
 BESIDE = ("synthesise", "outcome")
 #: commands that people give to the registry
 REGISTRY = {"export_triton", "promote", "rollback", "show_lineage", "verify", "track_sync"}
+#: commands that people give to a network
+NETWORK = {"bench"}
 NAMES = [step.__name__ for step in steps.STEPS]
 
 
@@ -100,7 +102,7 @@ def test_every_step_is_a_stage_in_order():
     assert [name for name in NAMES if name not in NO_STAGE] == list(STAGES)
     assert {name for name in steps.__all__ if name != "STEPS"} == {*NAMES, *BESIDE}
     commands = [step_of(command) for command in STEPS]
-    assert sorted(commands) == sorted([*NAMES, *BESIDE, *REGISTRY])
+    assert sorted(commands) == sorted([*NAMES, *BESIDE, *REGISTRY, *NETWORK])
     assert [name for name in commands if name in NAMES] == NAMES
 
 

@@ -18,7 +18,11 @@ from PIL import Image
 from pdnet.config import Config
 from pdnet.errors import DataError
 from pdnet.evaluation.charts import Line, line_chart, log_ticks, smooth, thin, ticks
-from pdnet.evaluation.overlays import (
+from pdnet.evaluation.report import number, percent, points_apart, write_report
+from pdnet.evaluation.scoring import FIGURES
+from pdnet.files import read_json, write_json
+from pdnet.metrics import RegionContour, frame_scores, mean_of_sequences, statistics
+from pdnet.overlays import (
     FALSE_NEGATIVE_COLOUR,
     FALSE_POSITIVE_COLOUR,
     HIT_COLOUR,
@@ -26,10 +30,6 @@ from pdnet.evaluation.overlays import (
     part_colours,
     part_overlay,
 )
-from pdnet.evaluation.report import number, percent, points_apart, write_report
-from pdnet.evaluation.scoring import FIGURES
-from pdnet.files import read_json, write_json
-from pdnet.metrics import RegionContour, frame_scores, mean_of_sequences, statistics
 from pdnet.steps.report import _fits
 from pdnet.steps.run_record import RunRecord
 

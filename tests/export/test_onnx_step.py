@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tiny_profile import SIZE, decided_network, tiny_config
 
 from pdnet import steps
 from pdnet.data.io import read_image
 from pdnet.errors import ExportError
 from pdnet.files import file_digest
-from pdnet.inference.onnx_session import StreamingModel, StreamingSession
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.onnx_backend import StreamingBackend
+from pdnet.inference.session import PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model, save_model
 
@@ -55,12 +55,11 @@ def figures(parity: dict[str, Any]) -> set[str]:
 
 
 def test_the_streaming_files_segment_a_clip_as_the_network_does(finished):
-    network = prepare(load_model(finished["train"] / "model.safetensors"), torch.device("cpu"))
-    model = StreamingModel(*(finished["export"] / name for name in ("reference_encoder.onnx", "segmenter.onnx")))
+    network, model = load_model(finished["train"] / "model.safetensors"), StreamingBackend(finished["export"])
     paths = sorted((finished["videos"] / "Keyframes" / "480p" / "talk" / "c").glob("*.jpg"))
     clip = [read_image(path) for path in paths]
-    ours = PortraitSession(network, size=SIZE, reference=clip[0])
-    theirs = StreamingSession(model, reference=clip[0])
+    ours = PortraitSession(TorchBackend(network, size=SIZE), reference=clip[0])
+    theirs = PortraitSession(model, reference=clip[0])
     for frame in clip:
         np.testing.assert_allclose(theirs.step(frame).probability, ours.step(frame).probability, rtol=0, atol=1e-4)
 
@@ -69,10 +68,10 @@ def test_streaming_files_that_compute_something_else_are_refused(finished, tmp_p
     """The network's files, to which `wrong` adds an error; they are copied, as an export takes seconds."""
     module, wrong = sys.modules["pdnet.steps.export_onnx"], {"error": 0.0}
 
-    class Damaged(StreamingModel):
+    class Damaged(StreamingBackend):
         def segment(self, *arguments: Any) -> Any:
-            probability, own = super().segment(*arguments)
-            return probability + wrong["error"], own
+            output = super().segment(*arguments)
+            return output._replace(probability=output.probability + wrong["error"])
 
     def copy_pair(network: Any, path: Path, **how: Any) -> None:
         path.write_bytes((finished["export"] / path.name).read_bytes())
@@ -83,7 +82,7 @@ def test_streaming_files_that_compute_something_else_are_refused(finished, tmp_p
 
     monkeypatch.setattr(module, "export_pair", copy_pair)
     monkeypatch.setattr(module, "export_streaming", copy_streaming)
-    monkeypatch.setattr(module, "StreamingModel", Damaged)
+    monkeypatch.setattr(module, "StreamingBackend", Damaged)
     wrong["error"] = 0.01
     with pytest.raises(ExportError, match=r"^the streaming ONNX pair differs from the network by 0\.01 in probability"):
         export(finished, tmp_path / "out")

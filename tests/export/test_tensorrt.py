@@ -23,7 +23,7 @@ from pdnet.errors import ConfigError, DataError, ExportError, UnavailableError
 from pdnet.export.onnx import INPUTS
 from pdnet.export.tensorrt import WORKSPACE_BYTES, TensorRTModel, build_engine, require_tensorrt
 from pdnet.files import file_digest
-from pdnet.inference.onnx_session import OnnxModel
+from pdnet.inference.onnx_backend import OnnxModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLAN = b"a plan"

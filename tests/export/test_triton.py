@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from google.protobuf import text_format
 from tiny_profile import SIZE, decided_network, tiny_config
 from tracking.finished_run import write_finished_run
@@ -26,7 +25,8 @@ from pdnet.errors import DataError, ExportError
 from pdnet.export.onnx import export_streaming
 from pdnet.export.triton import MAX_BATCH, write_repository
 from pdnet.files import file_digest, write_json
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.session import PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.tracking import register_model
 from pdnet.weights import load_model
 
@@ -35,6 +35,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKENS = [3, (SIZE // 16) ** 2, 4]
 IMAGE = ("image", [3, SIZE, SIZE])
 FEATURES = [(name, [-1, *TOKENS]) for name in ("key", "value")]
+MAPS = [("saliency", [1, SIZE // 16, SIZE // 16]), ("part_prob", [3, SIZE // 16, SIZE // 16])]
 
 
 def write_release(folder: Path, export: Path) -> Path:
@@ -89,7 +90,7 @@ def test_the_configuration_is_what_triton_expects(repository: Path, name: str):
     outputs = (
         [(key, [1, *TOKENS]) for key, _ in FEATURES]
         if name == "reference_encoder"
-        else [("probability", [1, SIZE, SIZE])]
+        else [("probability", [1, SIZE, SIZE]), *MAPS]
     )
     assert tensors(found.input) == inputs
     assert tensors(found.output) == outputs
@@ -191,13 +192,13 @@ def test_what_the_readme_does_gives_the_masks_of_the_network(
     finished: dict[str, Path], repository: Path, clip: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs the package 'tritonclient[grpc]'")
-    network = prepare(load_model(finished["train"] / "model.safetensors"), torch.device("cpu"))
-    ours = PortraitSession(network, size=SIZE, reference=clip[0])
+    network = load_model(finished["train"] / "model.safetensors")
+    ours = PortraitSession(TorchBackend(network, size=SIZE), reference=clip[0])
     names = client(repository, monkeypatch)
     masks = list(names["segment"](clip))
     assert names["server"].asked == ["reference_encoder", *["segmenter"] * len(clip)]
     for frame, found in zip(clip, masks, strict=True):
-        wanted = ours.infer(ours.to_input(frame)).logits.sigmoid()[0, 0].numpy()
+        wanted = ours.infer(ours.to_input(frame)).probability[0, 0].numpy()
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
         np.testing.assert_array_equal(
             (found >= 0.5)[abs(wanted - 0.5) > 1e-4], (wanted >= 0.5)[abs(wanted - 0.5) > 1e-4]
@@ -233,7 +234,7 @@ def test_a_network_of_two_references_hands_out_its_own_features(tmp_path: Path):
     assert "refers to 2 frames" in text
     assert "| `segmenter` | out | `own_key` | batch x 1 x " in text
     found = configuration(tmp_path / "out" / "segmenter" / "config.pbtxt")
-    assert tensors(found.output)[1:] == [(name, [1, *TOKENS]) for name in ("own_key", "own_value")]
+    assert tensors(found.output)[1:] == [*MAPS, *((name, [1, *TOKENS]) for name in ("own_key", "own_value"))]
 
 
 # The command

@@ -13,10 +13,9 @@ from tiny_profile import SIZE, decided_network
 from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
 from pdnet.data.streams import PairDataset
-from pdnet.inference.session import PortraitSession, ReferenceRing, prepare
+from pdnet.inference.session import PortraitSession, ReferenceRing
+from pdnet.inference.torch_backend import TorchBackend, fold_batch_norm
 from pdnet.model import PDNet
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_a_clip_equals_the_network_pair_by_pair(clip, architecture, lags):
     wanted = pair_by_pair(network, clip, *lags)
     masks = np.array(wanted) >= 0.5
     assert 0.02 < masks.mean() < 0.98, "the case says nothing where all pixels are alike"
-    session = PortraitSession(prepare(network, CPU), size=SIZE, reference=clip[0])
+    session = PortraitSession(TorchBackend(network, size=SIZE), reference=clip[0])
     for frame, probability in zip(clip, wanted, strict=True):
         found = session.step(frame).probability
         assert found.shape == frame.shape[:2]
@@ -75,16 +74,15 @@ def test_a_clip_equals_the_network_pair_by_pair(clip, architecture, lags):
 
 @pytest.mark.parametrize("references", [1, 2])
 def test_the_reference_matters(clip, references):
-    network = prepare(decided_network(references=references), CPU)
-    apart = [
-        PortraitSession(network, size=SIZE, reference=first).step(clip[7]).probability for first in (clip[0], clip[13])
-    ]
+    backend = TorchBackend(decided_network(references=references), size=SIZE)
+    apart = [PortraitSession(backend, reference=first).step(clip[7]).probability for first in (clip[0], clip[13])]
     assert np.abs(apart[0] - apart[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("references", [1, 3])
 def test_nothing_of_a_clip_is_encoded_twice(clip, monkeypatch, references):
-    network = prepare(decided_network(references=references), CPU)
+    backend = TorchBackend(decided_network(references=references), size=SIZE)
+    network = backend.network
     calls = {"encode_reference": 0, "encoder": 0}
 
     def counted(name, function):
@@ -96,15 +94,15 @@ def test_nothing_of_a_clip_is_encoded_twice(clip, monkeypatch, references):
 
     monkeypatch.setattr(network, "encode_reference", counted("encode_reference", network.encode_reference))
     network.encoder.register_forward_hook(counted("encoder", lambda *_: None))
-    session = PortraitSession(network, size=SIZE, reference=clip[0])
+    session = PortraitSession(backend, reference=clip[0])
     for frame in clip:
         session.step(frame)
     assert calls == {"encode_reference": 1, "encoder": 1 + len(clip)}
 
 
 def test_infer_leaves_the_session_as_it_was(clip):
-    network = prepare(decided_network(references=2), CPU)
-    timed, plain = (PortraitSession(network, size=SIZE, reference=clip[0]) for _ in range(2))
+    backend = TorchBackend(decided_network(references=2), size=SIZE)
+    timed, plain = (PortraitSession(backend, reference=clip[0]) for _ in range(2))
     for frame in clip[:8]:
         for _ in range(3):
             timed.infer(timed.to_input(clip[13]))
@@ -125,7 +123,7 @@ def test_the_ring_gives_the_references_that_training_gave(portraits, references)
 
 
 def test_part_maps(clip):
-    prediction = PortraitSession(prepare(decided_network(), CPU), size=SIZE, reference=clip[0]).step(clip[3])
+    prediction = PortraitSession(TorchBackend(decided_network(), size=SIZE), reference=clip[0]).step(clip[3])
     parts, saliency = prediction.part_prob, prediction.saliency
     assert parts.shape == (3, *saliency.shape)
     assert parts.dtype == saliency.dtype == np.float32
@@ -135,23 +133,63 @@ def test_part_maps(clip):
 
 
 def test_without_ipda_there_are_no_part_maps(clip):
-    session = PortraitSession(prepare(decided_network(ipda=False), CPU), size=SIZE, reference=clip[0])
+    session = PortraitSession(TorchBackend(decided_network(ipda=False), size=SIZE), reference=clip[0])
     prediction = session.step(clip[1])
     assert prediction.part_prob is None
     assert prediction.saliency is None
 
 
 def test_frames_of_a_clip_may_differ_in_size(clip):
-    session = PortraitSession(prepare(decided_network(), CPU), size=SIZE, reference=clip[0])
+    session = PortraitSession(TorchBackend(decided_network(), size=SIZE), reference=clip[0])
     for height, width in [(72, 96), (30, 200), (131, 67), (1, 1)]:
         frame = np.asarray(Image.fromarray(clip[2]).resize((width, height)))
         assert session.step(frame).probability.shape == (height, width)
 
 
 def test_half_precision_says_nearly_the_same(clip):
-    plain = PortraitSession(prepare(decided_network(), CPU), size=SIZE, reference=clip[0])
-    half = PortraitSession(prepare(decided_network(), CPU, torch.bfloat16), size=SIZE, reference=clip[0])
+    plain = PortraitSession(TorchBackend(decided_network(), size=SIZE), reference=clip[0])
+    half = PortraitSession(TorchBackend(decided_network(), size=SIZE, dtype=torch.bfloat16), reference=clip[0])
     for frame in clip[:3]:
         wanted, found = plain.step(frame), half.step(frame)
         assert found.probability.dtype == found.part_prob.dtype == np.float32
         assert np.abs(wanted.probability - found.probability).mean() < 0.05
+
+
+@pytest.mark.parametrize("references", [1, 2, 3])
+def test_a_batch_is_its_frames_one_by_one(clip, references):
+    backend = TorchBackend(decided_network(references=references), size=SIZE)
+    one, many = (PortraitSession(backend, reference=clip[0], lag=3) for _ in range(2))
+    wanted = [one.step(frame) for frame in clip]
+    found = [*many.step_batch(clip[:7]), *many.step_batch([]), *many.step_batch(clip[7:])]
+    assert len(found) == len(wanted)
+    for theirs, ours in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(theirs.probability, ours.probability, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(theirs.part_prob, ours.part_prob, rtol=0, atol=1e-4)
+
+
+def test_several_references_stay_those_that_were_given(clip):
+    network = decided_network(references=2)
+    backend = TorchBackend(network, size=SIZE)
+    session = PortraitSession(backend, reference=[clip[0], clip[5]])
+    for frame in clip[:3]:
+        with torch.no_grad():
+            output, _ = network(as_input(frame), torch.stack([as_input(clip[0]), as_input(clip[5])], dim=1))
+        wanted = torch.nn.functional.interpolate(
+            output.logits.sigmoid(), frame.shape[:2], mode="bilinear", align_corners=True
+        )
+        np.testing.assert_allclose(session.step(frame).probability, wanted[0, 0].numpy(), rtol=0, atol=1e-4)
+
+
+def test_the_network_is_left_as_it_was(clip):
+    network = decided_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    TorchBackend(network, size=SIZE, dtype=torch.bfloat16)
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_no_batch_normalisation_is_left(backbone):
+    folded = fold_batch_norm(decided_network(backbone=backbone))
+    assert not [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]

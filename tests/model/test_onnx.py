@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from small_networks import images, small_network
 import pdnet
 from pdnet.errors import ExportError
 from pdnet.export.onnx import REFERENCE_ENCODER, SEGMENTER, PairGraph, export_pair, export_streaming
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession, StreamingModel
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
+from pdnet.inference.session import PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.model import PDNet, ReferenceFeatures
 
 SIZE = 64
@@ -86,8 +88,8 @@ def test_the_file_does_not_name_the_machine_that_made_it(exported):
 def test_a_clip_through_the_file_equals_the_clip_through_the_network(exported):
     network, path = exported
     clip = np.random.default_rng(0).integers(0, 256, (8, 40, 70, 3), dtype=np.uint8)
-    ours = PortraitSession(prepare(network, torch.device("cpu")), size=SIZE, reference=clip[0])
-    theirs = OnnxSession(OnnxModel(path), reference=clip[0])
+    ours = PortraitSession(TorchBackend(network, size=SIZE), reference=clip[0])
+    theirs = PortraitSession(PairBackend(OnnxModel(path)), reference=clip[0])
     for frame in clip:
         np.testing.assert_allclose(theirs.step(frame).probability, ours.step(frame).probability, rtol=0, atol=1e-4)
 
@@ -104,15 +106,11 @@ def streaming(request, tmp_path_factory) -> tuple[PDNet, Path]:
     return network, folder
 
 
-def open_streaming(folder: Path) -> StreamingModel:
-    return StreamingModel(folder / REFERENCE_ENCODER, folder / SEGMENTER)
-
-
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_streaming_agrees_with_torch_for_any_number_of_references(streaming, count, batch):
     network, folder = streaming
-    model = open_streaming(folder)
+    model = StreamingBackend(folder)
     assert (model.size, model.references) == (SIZE, network.config.references)
     target = images(batch, SIZE, SIZE, seed=1)
     references = [images(batch, SIZE, SIZE, seed=2 + n) for n in range(count)]
@@ -123,20 +121,23 @@ def test_streaming_agrees_with_torch_for_any_number_of_references(streaming, cou
     wanted = output.logits.sigmoid()
     assert wanted.std() > 0.01, "the case says nothing where all pixels are alike"
     assert count == 1 or (wanted - other).abs().max() > 1e-3, "... or where the references do not matter"
-    features = [model.encode_reference(image) for image in references]
-    for ours, theirs in zip(encoded, features, strict=True):
-        torch.testing.assert_close(theirs.key[:, 0], ours.key, rtol=0, atol=1e-4)
-        torch.testing.assert_close(theirs.value[:, 0], ours.value, rtol=0, atol=1e-4)
-    found, own = model.segment(target, features)
+    features = [model.encode(image) for image in references]
+    for ours, (key, value) in zip(encoded, features, strict=True):
+        torch.testing.assert_close(key[:, 0], ours.key, rtol=0, atol=1e-4)
+        torch.testing.assert_close(value[:, 0], ours.value, rtol=0, atol=1e-4)
+    found, saliency, part_prob, own = model.segment(target, features)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(saliency, output.maps.saliency_logits.sigmoid(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(part_prob, output.maps.part_logits.softmax(1), rtol=0, atol=1e-4)
     assert (own is None) == (network.config.references == 1)
     if own is not None:
-        again = model.encode_reference(target)
+        again = model.encode(target)
         for ours, theirs, encoded_again in zip(output.as_reference[:2], own, again, strict=True):
             torch.testing.assert_close(theirs[:, 0], ours, rtol=0, atol=1e-4)
             torch.testing.assert_close(theirs, encoded_again, rtol=0, atol=1e-4)
-    stacked = references[0] if count == 1 else torch.stack(references, dim=1)
-    torch.testing.assert_close(model.probability(target, stacked), found, rtol=0, atol=1e-5)
+    shared = [tuple(x[:1] for x in reference) for reference in features]  # of a batch of one, for all
+    alone = model.segment(target[:1], shared).probability
+    torch.testing.assert_close(model.segment(target, shared).probability[:1], alone, rtol=0, atol=1e-5)
 
 
 def test_streaming_files_are_valid_and_say_what_they_are(streaming):
@@ -153,8 +154,12 @@ def test_streaming_files_are_valid_and_say_what_they_are(streaming):
     assert shapes(encoder.graph.output) == {name: ["batch", 1, *tokens] for name in ("key", "value")}
     features = {name: ["batch", "references", *tokens] for name in ("key", "value")}
     assert shapes(segmenter.graph.input) == image | features
-    own = {name: ["batch", 1, *tokens] for name in ("own_key", "own_value")} if network.config.references > 1 else {}
-    assert shapes(segmenter.graph.output) == {"probability": ["batch", 1, SIZE, SIZE]} | own
+    side = SIZE // 16
+    wanted = {"probability": ["batch", 1, SIZE, SIZE]}
+    wanted |= {"saliency": ["batch", 1, side, side], "part_prob": ["batch", 3, side, side]}
+    if network.config.references > 1:
+        wanted |= {name: ["batch", 1, *tokens] for name in ("own_key", "own_value")}
+    assert shapes(segmenter.graph.output) == wanted
     content = b"".join(path.read_bytes() for path in folder.iterdir())
     for trace in (b"site-packages", b'File "', str(Path(pdnet.__file__).parent).encode()):
         assert trace not in content
@@ -176,22 +181,25 @@ def test_a_network_that_refers_to_nothing_has_no_streaming_pair(tmp_path):
 
 def test_streaming_files_in_each_others_place(streaming, tmp_path):
     _, folder = streaming
-    encoder, segmenter = folder / REFERENCE_ENCODER, folder / SEGMENTER
+    encoder, segmenter = tmp_path / REFERENCE_ENCODER, tmp_path / SEGMENTER
+    shutil.copyfile(folder / SEGMENTER, encoder)
     with pytest.raises(ExportError) as caught:
-        StreamingModel(segmenter, encoder)
-    assert str(caught.value).startswith(f"{segmenter}: inputs image, key, value and outputs probability")
+        StreamingBackend(tmp_path)
+    assert str(caught.value).startswith(f"{encoder}: inputs image, key, value and outputs probability")
     assert str(caught.value).endswith("; expected image, and key and value")
-    with pytest.raises(ExportError) as caught:
-        StreamingModel(encoder, encoder)
-    expected = "inputs image and outputs key, value; expected image and key and value, and probability"
-    assert str(caught.value) == f"{encoder}: {expected}"
+    shutil.copyfile(folder / REFERENCE_ENCODER, encoder)
     with pytest.raises(ExportError, match=r"no such file; expected an ONNX file of `pdnet export onnx`$"):
-        StreamingModel(encoder, tmp_path / "absent.onnx")
-    model = onnx.load(segmenter)
+        StreamingBackend(tmp_path)
+    shutil.copyfile(folder / REFERENCE_ENCODER, segmenter)
+    with pytest.raises(ExportError) as caught:
+        StreamingBackend(tmp_path)
+    expected = "inputs image and outputs key, value; expected image and key and value, and probability"
+    assert str(caught.value) == f"{segmenter}: {expected}"
+    model = onnx.load(folder / SEGMENTER)
     del model.metadata_props[:]
-    onnx.save(model, tmp_path / "nameless.onnx")
+    onnx.save(model, segmenter)
     with pytest.raises(ExportError, match=r"does not say its number of references; expected it as metadata$"):
-        StreamingModel(encoder, tmp_path / "nameless.onnx")
+        StreamingBackend(tmp_path)
 
 
 # Files that are not ours

@@ -10,7 +10,8 @@ from small_networks import images, small_network
 from torch import nn
 
 from pdnet.errors import ConfigError
-from pdnet.inference.session import PortraitSession, prepare
+from pdnet.inference.session import PortraitSession
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.model import ModelConfig, PDNet, ReferenceFeatures, resize
 
 
@@ -94,10 +95,11 @@ def test_one_reference_serves_a_batch_of_targets(network):
 
 
 def test_a_clip_encodes_its_reference_once():
-    network = prepare(small_network(), torch.device("cpu"))
+    network = small_network().eval()
     frames = np.random.default_rng(0).integers(0, 256, (5, 40, 70, 3), dtype=np.uint8)
-    calls = Calls(network.encoder.backbone)
-    session = PortraitSession(network, size=64, reference=frames[0])
+    backend = TorchBackend(network, size=64)
+    calls = Calls(backend.network.encoder.backbone)
+    session = PortraitSession(backend, reference=frames[0])
     predictions = [session.step(frame) for frame in frames]
     assert calls.passes == len(frames) + 1
     assert all(prediction.probability.shape == (40, 70) for prediction in predictions)

@@ -35,14 +35,14 @@ from pdnet.data.io import read_image
 from pdnet.errors import ExportError
 from pdnet.export.onnx import export_streaming
 from pdnet.files import file_digest
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession, StreamingModel, StreamingSession
+from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
+from pdnet.inference.session import PortraitSession
 from pdnet.model import resize
 from pdnet.tracking import served_model
 from pdnet.tracking.pyfunc import LIBRARIES, SCRIPT, draw_portrait, save_served_model
 from pdnet.tracking.store import open_store
 
-Session = OnnxSession | StreamingSession
-Open = Callable[[np.ndarray], Session]
+Open = Callable[[np.ndarray], PortraitSession]
 
 
 def write_release(folder: Path, *, references: int = 1, streaming: bool = True) -> Path:
@@ -177,11 +177,11 @@ class Served:
         self.model = mlflow.pyfunc.load_model(str(self.folder))
         self.session: Open
         if (release / "segmenter.onnx").exists():
-            graphs = StreamingModel(release / "reference_encoder.onnx", release / "segmenter.onnx")
-            self.session = lambda frame: StreamingSession(graphs, reference=frame)
+            graphs = StreamingBackend(release)
+            self.session = lambda frame: PortraitSession(graphs, reference=frame)
         else:
             pair = OnnxModel(release / "pdnet.onnx")
-            self.session = lambda frame: OnnxSession(pair, reference=frame)
+            self.session = lambda frame: PortraitSession(PairBackend(pair), reference=frame)
 
     def frames(self, cells: Sequence[Any], **params: Any) -> pd.DataFrame:
         return self.model.predict(pd.DataFrame({"frame": list(cells)}), params=params or None)

@@ -26,7 +26,8 @@ from PIL import Image
 from test_served_model import decode, encode, make_video, session_masks, write_release
 
 from pdnet.data.io import read_image
-from pdnet.inference.onnx_session import OnnxModel, OnnxSession
+from pdnet.inference.onnx_backend import OnnxModel, PairBackend
+from pdnet.inference.session import PortraitSession
 from pdnet.tracking.pyfunc import save_served_model
 from pdnet.tracking.store import open_store
 
@@ -146,7 +147,7 @@ def drawn(portraits: Path) -> list[np.ndarray]:
 def wanted(release: Path) -> Any:
     """The masks of the package."""
     model = OnnxModel(release / "pdnet.onnx")
-    return lambda frames: session_masks(lambda first: OnnxSession(model, reference=first), frames)
+    return lambda frames: session_masks(lambda first: PortraitSession(PairBackend(model), reference=first), frames)
 
 
 def test_frames(server: str, drawn: list[np.ndarray], wanted: Any):

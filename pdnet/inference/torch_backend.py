@@ -1,0 +1,108 @@
+"""The network by torch: batch normalisation folded away, channels last, any number format, compiled if wanted."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pdnet.inference.session import Features, Output
+from pdnet.model import PDNet
+from pdnet.model.streaming import ReferenceEncoder, Segmenter
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class TorchBackend:
+    """A network on a device of torch's.
+
+    Args:
+        network: left as it is; the backend has a copy.
+        size: side S of the square that frames are resized to. Paper: 5.1, 480.
+        device: where it runs.
+        dtype: of weights and activations throughout; the answers are float32.
+        compiled: let `torch.compile` make kernels for the first shapes that come, which takes a minute (on the CPU it
+            needs a C++ compiler); on a GPU the launches become CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        network: PDNet,
+        *,
+        size: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+    ) -> None:
+        self.size, self.references = size, network.config.references
+        self.device, self.dtype = device or torch.device("cpu"), dtype
+        self.name = f"torch, {_NAMES.get(dtype, str(dtype))}{', compiled' if compiled else ''}"
+        self.network = fold_batch_norm(network).to(self.device, dtype).to(memory_format=torch.channels_last)
+        self._encoder, segmenter = ReferenceEncoder(self.network), Segmenter(self.network)
+        self._outputs = segmenter.outputs
+        self._segmenter: Callable[..., tuple[Tensor, ...]] = segmenter
+        if compiled:
+            mode = "max-autotune" if self.device.type == "cuda" else None
+            options: dict[str, Any] = {"mode": mode} if mode else {"options": {"freezing": True}}
+            self._segmenter = torch.compile(segmenter, dynamic=False, **options)
+
+    def encode(self, image: Tensor) -> Features:
+        """Key and value of reference frames (B, 3, S, S) float32, on the device."""
+        with torch.inference_mode():
+            key, value = self._encoder(self._input(image))
+            return key, value
+
+    def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
+        """Segment (B, 3, S, S) float32 against N references of a batch of B or of 1."""
+        with torch.inference_mode():
+            key, value = references[0] if len(references) == 1 else map(_join, zip(*references, strict=True))
+            found = dict(zip(self._outputs, self._segmenter(self._input(image), key, value), strict=True))
+            own = (found["own_key"], found["own_value"]) if "own_key" in found else None
+            probability, saliency, part_prob = (
+                found[name].cpu() if name in found else None for name in ("probability", "saliency", "part_prob")
+            )
+            assert probability is not None
+            return Output(probability, saliency, part_prob, own)
+
+    def _input(self, image: Tensor) -> Tensor:
+        return image.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+def fold_batch_norm(network: PDNet) -> PDNet:
+    """A copy in evaluation mode whose convolutions do the work of the batch normalisations after them.
+
+    Only what an inference does not need is gone: the heads of the auxiliary losses, which are not run.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+    for module in network.modules():
+        for convolution, norm in _pairs(module):
+            setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+            setattr(module, norm, nn.Identity())
+    return network
+
+
+def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """The names of the convolutions of a module that a batch normalisation follows, each with its name."""
+    children = dict(module.named_children())
+    if isinstance(module, nn.Sequential):
+        names = list(itertools.pairwise(children))
+    else:  # torchvision's blocks have conv1 and bn1; between expand and expand_norm lies a resizing, which commutes
+        names = [(name, name.replace("conv", "bn")) for name in children] + [
+            (name, f"{name}_norm") for name in children
+        ]
+    return [
+        (first, second)
+        for first, second in names
+        if isinstance(children[first], nn.Conv2d) and isinstance(children.get(second), nn.BatchNorm2d)
+    ]
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """The features of N reference frames along their axis; those of a batch of 1 serve a larger one."""
+    batch = max(len(x) for x in tensors)
+    return torch.cat([x.expand(batch, *x.shape[1:]) for x in tensors], dim=1)
