@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +42,16 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path) -> None:
-        self._session = _onnxruntime(path, inputs=("target", "reference"), outputs=("probability",))
-        shapes = {node.name: node.shape for node in self._session.get_inputs()}
-        self.size = int(shapes["target"][-1])
-        self.references = int(shapes["reference"][1]) if len(shapes["reference"]) == 5 else 1
+        self._graph = _by_onnxruntime(_present(path))
+        _check(path, self._graph, ("target", "reference"), ("probability",))
+        reference = self._graph.inputs["reference"]
+        self.size = int(reference[-1])
+        self.references = int(reference[1]) if len(reference) == 5 else 1
 
     def probability(self, target: Tensor, reference: Tensor) -> Tensor:
         """(B, 3, S, S) and (B, 3, S, S), or (B, N, 3, S, S) for N references, float32 -> (B, 1, S, S) float32."""
         feeds = {"target": target.numpy(), "reference": reference.numpy()}
-        return torch.from_numpy(self._session.run(["probability"], feeds)[0])
+        return torch.from_numpy(self._graph.run(feeds)["probability"])
 
 
 class PairBackend:
@@ -96,29 +97,25 @@ class StreamingBackend:
 
     def __init__(self, folder: Path, *, runtime: str = "onnxruntime", bf16: bool = False) -> None:
         encoder, segmenter = folder / "reference_encoder.onnx", folder / "segmenter.onnx"
-        # ONNX Runtime checks both in any case: whose graphs these are, and for how many references.
-        graphs = {
-            encoder: _onnxruntime(encoder, inputs=("image",), outputs=_FEATURES),
-            segmenter: _onnxruntime(segmenter, inputs=("image", *_FEATURES), outputs=("probability",)),
-        }
-        self.size = int(graphs[segmenter].get_inputs()[0].shape[-1])
-        facts = graphs[segmenter].get_modelmeta().custom_metadata_map
+        openvino = runtime == "openvino"
+        self.name = f"OpenVINO, {'bf16' if bf16 else 'fp32'}" if openvino else "ONNX Runtime, fp32"
+
+        def opened(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> _Graph:
+            graph = _by_openvino(_present(path), bf16=bf16) if openvino else _by_onnxruntime(_present(path))
+            _check(path, graph, inputs, outputs)
+            return graph
+
+        self._encoder = opened(encoder, ("image",), _FEATURES)
+        self._segmenter = opened(segmenter, ("image", *_FEATURES), ("probability",))
+        self.size = int(self._segmenter.inputs["image"][-1])
         try:
-            self.references = int(facts["references"])
+            self.references = int(self._segmenter.facts["references"])
         except (KeyError, ValueError):
             raise ExportError(f"{segmenter}: does not say its number of references; expected it as metadata") from None
-        self._run: Mapping[Path, Callable[[_Arrays], _Arrays]]
-        if runtime == "openvino":
-            self.name = f"OpenVINO, {'bf16' if bf16 else 'fp32'}"
-            self._run = {path: _openvino(path, bf16=bf16) for path in graphs}
-        else:
-            self.name = "ONNX Runtime, fp32"
-            self._run = {path: _runner(session) for path, session in graphs.items()}
-        self._encoder, self._segmenter = encoder, segmenter
 
     def encode(self, image: Tensor) -> Features:
         """Key and value of reference frames (B, 3, S, S) float32."""
-        found = self._run[self._encoder]({"image": image.numpy()})
+        found = self._encoder.run({"image": image.numpy()})
         return tuple(torch.from_numpy(found[name]) for name in _FEATURES)
 
     def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
@@ -127,59 +124,87 @@ class StreamingBackend:
         for name, tensors in zip(_FEATURES, zip(*references, strict=True), strict=True):
             frames = [x.expand(len(image), *x.shape[1:]) for x in tensors]
             feeds[name] = (frames[0].contiguous() if len(frames) == 1 else torch.cat(frames, dim=1)).numpy()
-        found = {name: torch.from_numpy(array) for name, array in self._run[self._segmenter](feeds).items()}
+        found = {name: torch.from_numpy(array) for name, array in self._segmenter.run(feeds).items()}
         own = tuple(found[name] for name in _OWN) if _OWN[0] in found else None
         return Output(found["probability"], found.get("saliency"), found.get("part_prob"), own)
 
 
-def _runner(session: Any) -> Callable[[_Arrays], _Arrays]:
-    names = [node.name for node in session.get_outputs()]
-    return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+class _Graph(NamedTuple):
+    """A graph that is ready to run."""
+
+    inputs: Mapping[str, Sequence[Any]]  #: their axes by name; what is no number is of any length
+    outputs: tuple[str, ...]
+    facts: Mapping[str, str]  #: metadata of the file, `references` at least where it has it
+    run: Callable[[_Arrays], _Arrays]
 
 
-def _onnxruntime(path: Path, *, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
-    """An ONNX Runtime session of a file whose graph has these inputs, and these outputs first."""
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file; expected an ONNX file of `pdnet export onnx`")
+    return path
+
+
+def _check(path: Path, graph: _Graph, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """See that a graph has these inputs, and these outputs first."""
+    if set(graph.inputs) != set(inputs) or graph.outputs[: len(outputs)] != outputs:
+        raise ExportError(
+            f"{path}: inputs {', '.join(graph.inputs)} and outputs {', '.join(graph.outputs)}; "
+            f"expected {' and '.join(inputs)}, and {' and '.join(outputs)}"
+        )
+
+
+def _by_onnxruntime(path: Path) -> _Graph:
     import onnxruntime
 
-    if not Path(path).is_file():
-        raise ExportError(f"{path}: no such file; expected an ONNX file of `pdnet export onnx`")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own classes, none of them public
         raise ExportError(f"{path}: cannot be opened by ONNX Runtime ({str(error).splitlines()[0]})") from None
-    given = tuple(node.name for node in session.get_inputs())
-    made = tuple(node.name for node in session.get_outputs())
-    if set(given) != set(inputs) or made[: len(outputs)] != outputs:
-        raise ExportError(
-            f"{path}: inputs {', '.join(given)} and outputs {', '.join(made)}; "
-            f"expected {' and '.join(inputs)}, and {' and '.join(outputs)}"
-        )
-    return session
+    names = [node.name for node in session.get_outputs()]
+
+    def run(feeds: _Arrays) -> _Arrays:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    inputs = {node.name: node.shape for node in session.get_inputs()}
+    return _Graph(inputs, tuple(names), session.get_modelmeta().custom_metadata_map, run)
 
 
-def _openvino(path: Path, *, bf16: bool) -> Callable[[_Arrays], _Arrays]:
-    """A graph compiled by OpenVINO for the processor, for one stream at a time."""
+def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
+    """A graph compiled for the processor, for one stream at a time."""
     try:
         import openvino
     except ImportError:
         raise UnavailableError("the package 'openvino' is not installed; try: pip install 'pdnet[openvino]'") from None
     core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(path),
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-        },
-    )
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+    }
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise ExportError(f"{path}: cannot be opened by OpenVINO ({_last_line(error)})") from None
+    compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
-    names = [output.get_any_name() for output in compiled.outputs]
+    names = tuple(output.get_any_name() for output in compiled.outputs)
 
     def run(feeds: _Arrays) -> _Arrays:
         request.infer(feeds, share_inputs=True)
         return {name: request.get_tensor(name).data.copy() for name in names}
 
-    return run
+    inputs = {
+        each.get_any_name(): [axis.get_length() if axis.is_static else None for axis in each.partial_shape]
+        for each in model.inputs
+    }
+    try:
+        facts = {"references": str(model.get_rt_info(["framework", "references"]).value)}
+    except RuntimeError:  # OpenVINO's word for a key that is not there
+        facts = {}
+    return _Graph(inputs, names, facts, run)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from tiny_profile import SIZE, decided_network
 
 from pdnet.data.io import read_image
+from pdnet.errors import ExportError
 from pdnet.export.onnx import export_pair, export_streaming
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
 from pdnet.inference.session import Backend, PortraitSession
@@ -89,11 +91,34 @@ def test_the_reference_is_encoded_once_a_clip_and_no_frame_twice(folder: Path, c
     backend = StreamingBackend(folder)
     runs: list[str] = []
 
-    def counted(path: Path, run: Any) -> Any:
-        return lambda feeds: (runs.append(path.stem), run(feeds))[1]
+    def counted(name: str, graph: Any) -> Any:
+        return graph._replace(run=lambda feeds: (runs.append(name), graph.run(feeds))[1])
 
-    monkeypatch.setattr(backend, "_run", {path: counted(path, run) for path, run in backend._run.items()})
+    for name in ("encoder", "segmenter"):
+        monkeypatch.setattr(backend, f"_{name}", counted(name, getattr(backend, f"_{name}")))
     session = PortraitSession(backend, reference=clip[0])
     for frame in clip:
         session.step(frame)
-    assert runs == ["reference_encoder", *["segmenter"] * len(clip)]
+    assert runs == ["encoder", *["segmenter"] * len(clip)]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_is_no_streaming_pair_is_said(folder: Path, tmp_path: Path, runtime: str):
+    pytest.importorskip(runtime)
+    encoder, segmenter = tmp_path / "reference_encoder.onnx", tmp_path / "segmenter.onnx"
+    with pytest.raises(ExportError, match=r"reference_encoder\.onnx: no such file; expected an ONNX file"):
+        StreamingBackend(tmp_path, runtime=runtime)
+    encoder.write_bytes(b"no graph")
+    with pytest.raises(ExportError, match=r"reference_encoder\.onnx: cannot be opened by O"):
+        StreamingBackend(tmp_path, runtime=runtime)
+    encoder.write_bytes((folder / encoder.name).read_bytes())
+    segmenter.write_bytes((folder / encoder.name).read_bytes())
+    with pytest.raises(
+        ExportError, match=r"segmenter\.onnx: inputs image and outputs key, value; expected image and key"
+    ):
+        StreamingBackend(tmp_path, runtime=runtime)
+    model = onnx.load(folder / segmenter.name)
+    del model.metadata_props[:]
+    onnx.save(model, segmenter)
+    with pytest.raises(ExportError, match=r"segmenter\.onnx: does not say its number of references"):
+        StreamingBackend(tmp_path, runtime=runtime)
