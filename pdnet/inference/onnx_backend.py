@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -173,11 +174,7 @@ def _by_onnxruntime(path: Path) -> _Graph:
 
 def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
     """A graph compiled for the processor, for one stream at a time."""
-    try:
-        import openvino
-    except ImportError:
-        raise UnavailableError("the package 'openvino' is not installed; try: pip install 'pdnet[openvino]'") from None
-    core = openvino.Core()
+    core = _openvino_core()
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -204,6 +201,21 @@ def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
     except RuntimeError:  # OpenVINO's word for a key that is not there
         facts = {}
     return _Graph(inputs, names, facts, run)
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's entry: one for the life of the process.
+
+    Each one puts a stack of its own beneath the signal handlers of the thread that makes it, and takes it away when it
+    goes (openvinotoolkit/openvino#11894): of two, the first to go leaves a stack behind that is no more, and the next
+    signal, ^C even, is a segmentation fault.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise UnavailableError("the package 'openvino' is not installed; try: pip install 'pdnet[openvino]'") from None
+    return openvino.Core()
 
 
 def _last_line(error: Exception) -> str:

@@ -321,7 +321,7 @@ def test_summary_shows_the_scores_and_leads_to_a_command_that_works(done):
     assert "6 masks in build/predict" in printed
     for path in (done.build / "evaluation" / "masks" / "talk" / "c").iterdir():
         same = np.asarray(Image.open(done.build / "predict" / path.name)) == np.asarray(Image.open(path))
-        assert same.mean() > 0.999
+        assert same.mean() > 0.99  # `predict` may compute in bfloat16, where the processor is fast at that
 
 
 def test_damaged_data_stop_the_pipeline_at_its_first_stage(done, tmp_path):

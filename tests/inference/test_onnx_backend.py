@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,20 @@ def test_a_batch_is_its_frames_one_by_one(folder: Path, clip: list[np.ndarray], 
     found = [prediction.probability for prediction in many.step_batch(clip)]
     for theirs, ours in zip(found, wanted, strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_a_signal_after_openvinos_models_are_gone_is_handled(folder: Path):
+    pytest.importorskip("openvino")
+    program = (
+        "import gc, os, signal, sys, pathlib\n"
+        "from pdnet.inference.onnx_backend import StreamingBackend\n"
+        "first, second = (StreamingBackend(pathlib.Path(sys.argv[1]), runtime='openvino') for _ in range(2))\n"
+        "del first; gc.collect(); del second; gc.collect()\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_half_precision_of_openvino_says_nearly_the_same(folder: Path, clip: list[np.ndarray]):

@@ -662,12 +662,13 @@ def test_a_store_that_is_away_for_a_while_does_not_end_the_waiting(
 
 
 def test_a_version_that_is_deleted_ends_the_waiting(
-    client: mlflow.MlflowClient, while_waiting: Wait, capsys: pytest.CaptureFixture[str]
+    client: mlflow.MlflowClient, while_waiting: Wait, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    while_waiting(lambda: client.delete_model_version(MODEL, "2"))
-    assert promote("--require-approval") == 2
-    assert "tiny has no version 2; there is: 1\n" in capsys.readouterr().err
-    assert aliases(client) == {"champion": "1"}
+    version = add_model(write_run(tmp_path / "other", scores(83.0)))
+    while_waiting(lambda: client.delete_model_version(MODEL, version))
+    assert promote("--candidate", version, "--require-approval") == 2
+    assert f"tiny has no version {version}; there is: 1, 2" in capsys.readouterr().err
+    assert aliases(client)["champion"] == "1"
 
 
 def test_an_answer_that_names_the_champion_may_come_first(
