@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pdnet.data.io import UInt8Array, read_image, read_levels, read_mask
-from pdnet.evaluation.overlays import part_overlay
+from pdnet.overlays import part_overlay
 
 FRAMES = ("outdoor_activity/outdoor_activity_02/00090", "lecture/lecture_02/00060")
 DATA, EVALUATION = Path("data/mvps/Keyframes/480p"), Path("build/evaluation")

@@ -38,7 +38,7 @@ from PIL import Image
 from restartable_server import Server, closed_port
 
 from pdnet.errors import DataError, TrackingError
-from pdnet.evaluation.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
+from pdnet.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
 from pdnet.files import file_digest
 from pdnet.tracking import Registration, TrackingConfig, register_model
 from pdnet.tracking.card import MAX_CARD, model_card
