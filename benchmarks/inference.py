@@ -36,6 +36,7 @@ SAME = 1e-2
 class ReleasedFormulation:
     """The network as the authors released it: nothing cached, parts one by one, float32, eager."""
 
+    raw = False
     name = "released formulation"
 
     def __init__(self, folder: Path) -> None:

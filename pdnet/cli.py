@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from pdnet import __version__
-from pdnet.errors import PDNetError, RefusedError, UnavailableError
+from pdnet.errors import PDNetError, UnavailableError
 from pdnet.progress import Progress
 
 Command = Callable[[argparse.Namespace], None]
@@ -95,7 +95,7 @@ class Explanation(NamedTuple):
 def explain(error: Exception) -> Explanation | None:
     """A failure that a user can act on; None for a defect of ours."""
     if isinstance(error, PDNetError):
-        return Explanation(str(error), error.exit_code, error.table if isinstance(error, RefusedError) else "")
+        return Explanation(str(error), error.exit_code, error.table)
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         remedy = "try: pip install 'pdnet[pipeline]'"

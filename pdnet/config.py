@@ -140,13 +140,17 @@ def from_mapping(kind: type[T], content: Any, *, source: str, key: str = "") -> 
     where = f"{source}: {key or 'the file'}"
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: found {_shown(content)}, expected a mapping of keys")
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    known = {f.name for f in fields}
     for name in content:
         if name not in known:
             path = f"{key}.{name}" if key else str(name)
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"{source}: unknown key '{path}'; {hint}")
+    required = (f for f in fields if f.default is f.default_factory is dataclasses.MISSING)
+    if missing := [f.name for f in required if f.name not in content]:
+        raise ConfigError(f"{where}: lacks {', '.join(missing)}")
     hints = typing.get_type_hints(kind)
     values = {
         name: _convert(hints[name], value, source, f"{key}.{name}" if key else name) for name, value in content.items()

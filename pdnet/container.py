@@ -77,6 +77,14 @@ class Task:
         data(md5=md5, out=place, remote=named["remote"], revision=named["revision"])
         return Footage(*(self._inside(place, key) for key in ("videos", "images")))
 
+    def file(self, name: str, text: str) -> Path | None:
+        """A parameter that is a file's text, as that file in the workspace; None where there is none."""
+        if not text.strip():
+            return None
+        path = self.workspace / name
+        write_text(path, text)
+        return path
+
     def _inside(self, place: Path, key: str) -> Path:
         path = Path(getattr(self.config.data, key))
         if path.is_absolute() or path.parts[:1] != ("data",) or ".." in path.parts:
@@ -176,7 +184,8 @@ def task(
 ) -> Iterator[Task]:
     """Run a step: parsed parameters in, a failure as one line and an exit code out.
 
-    The line is also left in `<workspace>/failures/<step>.txt`, for the record of the run, until a retry succeeds.
+    The table that an error may have stands before the line. The line is also left in
+    `<workspace>/failures/<step>.txt`, for the record of the run, until a retry succeeds.
 
     Args:
         step: its name.
@@ -217,6 +226,8 @@ def task(
             write_text(failure, line + "\n")
         if known_failure is None:  # a defect of ours: all of it is wanted
             raise
+        if known_failure.table:
+            sys.stderr.write(f"{known_failure.table}\n")
         sys.stderr.write(f"{ERROR}{step}: {line}\n")
         sys.exit(known_failure.exit_code)
     failure.unlink(missing_ok=True)
@@ -275,15 +286,6 @@ def confusion(evaluation: Path) -> tuple[list[str], list[list[int]]]:
     pixels = read_object(evaluation / "scores.json", ("pixels",))["pixels"]
     names = ["background", "portrait"]
     return names, [[int(pixels[true][predicted]) for predicted in names] for true in names]
-
-
-def policy_file(run: Task, text: str) -> Path | None:
-    """The promotion policy as a file in the workspace; None where there is none."""
-    if not text.strip():
-        return None
-    path = run.workspace / "promotion.yaml"
-    write_text(path, text)
-    return path
 
 
 def registration_card(folder: Path) -> str:

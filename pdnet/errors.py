@@ -20,9 +20,17 @@ from __future__ import annotations
 
 
 class PDNetError(Exception):
-    """Any failure that a user can act on; never shown with a traceback."""
+    """Any failure that a user can act on; never shown with a traceback.
+
+    Attributes:
+        table: what was compared, for the user's terminal; may be empty.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
 
 
 class ConfigError(PDNetError):
@@ -58,17 +66,9 @@ class UnknownVersionError(TrackingError):
 
 
 class RefusedError(PDNetError):
-    """A registered model is not what it has to be.
-
-    Attributes:
-        table: what was compared, for the user's terminal; may be empty.
-    """
+    """A registered model is not what it has to be."""
 
     exit_code = 3
-
-    def __init__(self, message: str, table: str = "") -> None:
-        super().__init__(message)
-        self.table = table
 
 
 class PromotionError(RefusedError):

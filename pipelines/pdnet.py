@@ -77,6 +77,7 @@ def pdnet(
     mlflow_uri: str = "",
     experiment: str = "",
     promotion_policy: str = "",
+    export_bounds: str = "",
     tensorrt: bool = False,
     tensorrt_image: str = "",
     gpus: int = 1,
@@ -96,7 +97,8 @@ def pdnet(
         mlflow_uri: MLflow tracking server.
         experiment: where runs are recorded; empty for that of the params file.
         promotion_policy: text of the promotion policy; empty for no promotion.
-        tensorrt: build an engine too; needs a GPU.
+        export_bounds: text of the bounds of exported files; empty for the built-in ones.
+        tensorrt: build engines too; needs a GPU.
         tensorrt_image: image with TensorRT, by digest, for that one task.
         gpus: per pod of the GPU tasks; 0 trains on the CPU.
         gpu_type: labels of the nodes that have the wanted GPU, as `{"nvidia.com/gpu.product": "NVIDIA-L4"}`.
@@ -142,13 +144,13 @@ def pdnet(
         training = about | record | {"gpus": gpus}
         pretrained = on_gpu(pretrain(**training, validation=checked.outputs["out"]), "pretrain")
         trained = on_gpu(train(**training, nodes=nodes, init=pretrained.outputs["out"]), "train")
-        model = trained.outputs["out"]
-        scored = on_gpu(evaluate(**about, model=model), "evaluate")
-        exported = placed(export_onnx(**about, model=model, evaluation=scored.outputs["out"]), "export_onnx")
+        scored = on_gpu(evaluate(**about, model=trained.outputs["out"]), "evaluate")
+        judged = {"evaluation": scored.outputs["out"], "bounds": export_bounds}
+        exported = placed(export_onnx(**about, **judged, model=trained.outputs["out"]), "export_onnx")
         made = {
             "validation": checked.outputs["out"],
             "pretrain": pretrained.outputs["out"],
-            "train": model,
+            "train": trained.outputs["out"],
             "evaluation": scored.outputs["out"],
             "export": exported.outputs["out"],
         }
@@ -164,8 +166,6 @@ def pdnet(
         with dsl.Elif(gpus == 0, name="no-gpu"):
             registered()
         with dsl.Else(name="with-tensorrt"):
-            engine = export_tensorrt(
-                **about | {"image": tensorrt_image}, export=exported.outputs["out"], evaluation=scored.outputs["out"]
-            )
+            engine = export_tensorrt(**about | judged | {"image": tensorrt_image}, export=exported.outputs["out"])
             on_gpu(engine, "export_tensorrt").set_container_image(tensorrt_image)
             registered(tensorrt=engine.outputs["out"])

@@ -23,6 +23,7 @@ import yaml
 from pdnet.config import Config, load_config, load_yaml
 from pdnet.data.versions import MD5, tracked_version
 from pdnet.errors import ConfigError, DataError, PDNetError
+from pdnet.export.config import ParityBounds
 from pdnet.tracking.promotion import PromotionPolicy
 from pdnet.tracking.store import public_uri
 from pdnet.training.config import check_divisible
@@ -34,7 +35,7 @@ ENDPOINTS = ("KF_PIPELINES_ENDPOINT", "KFP_ENDPOINT")
 #: Where the manifests under infra/k8s/ put the tracking server.
 CLUSTER_MLFLOW = "http://mlflow.pdnet.svc.cluster.local:5000"
 #: Parameters that are a file's text, and the option that takes the file.
-FILES = {"params": "--params", "promotion_policy": "--policy"}
+FILES = {"params": "--params", "promotion_policy": "--policy", "export_bounds": "--bounds"}
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 
 
@@ -106,6 +107,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--data-version", metavar="REV", help="git revision whose data.dvc names the data (default: the file as it is)"
     )
     made.add_argument("--policy", type=Path, metavar="FILE", help="promotion policy (default: nothing is promoted)")
+    made.add_argument(
+        "--bounds", type=Path, metavar="FILE", help="how far exported files may be from the network (default: built in)"
+    )
     made.add_argument("--wait", action="store_true", help="cluster: follow the run to its end, which is the exit code")
     made.add_argument("--no-cache", action="store_true", help="run every task, also those with unchanged inputs")
     made.add_argument("--endpoint", metavar="URL", help="cluster: its API (default: KF_PIPELINES_ENDPOINT)")
@@ -165,6 +169,9 @@ def pipeline_arguments(options: argparse.Namespace, place: Place) -> dict[str, A
     if options.policy:
         load_yaml(PromotionPolicy, options.policy, what="the promotion policy")  # likewise
         found["promotion_policy"] = options.policy.read_text(encoding="utf-8")
+    if options.bounds:
+        load_yaml(ParityBounds, options.bounds, what="the bounds of parity")
+        found["export_bounds"] = options.bounds.read_text(encoding="utf-8")
     found |= typed
     check(found, place, config)
     return found

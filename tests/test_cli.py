@@ -416,7 +416,7 @@ def test_every_step_reads_the_params_file_first(fails, project, step):
         ("evaluation", {"speed_frames": 0}),
         ("export", {"opset": 0}),
         ("export", {"parity_frames": 0}),
-        ("export", {"max_jf_difference": -1.0}),
+        ("export", {"calibration_frames": 0}),
     ],
 )
 def test_a_number_that_a_later_step_could_not_use_is_refused_at_once(fails, tmp_path, section, key):

@@ -243,6 +243,8 @@ def test_hash_changes_with_every_leaf_but_where_a_model_is_recorded() -> None:
         ("train", "clip_grad_norm"): 1.0,
         ("evaluation", "protocol"): "all-frames",
         ("export", "tensorrt_precision"): "tf32",
+        ("export", "input"): "frames",
+        ("export", "precisions"): ["fp16"],
     }
     paths = [path for path, _ in leaves(base)]
     for path, value in leaves(base):

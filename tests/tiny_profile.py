@@ -38,7 +38,7 @@ PARAMS: dict[str, Any] = {
     },
     "evaluation": {"protocol": "mvps", "threshold": 0.5, "speed_frames": 2},
     "export": {"opset": 18, "parity_frames": 3},
-    "tracking": {"experiment": "tiny", "model": "tiny", "live": False},
+    "tracking": {"experiment": "tiny", "model": "tiny", "licence": "", "live": False},
 }
 
 

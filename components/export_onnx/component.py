@@ -1,4 +1,4 @@
-"""The ONNX file, accepted only when it is the same model."""
+"""The ONNX files, accepted only when they are the same model."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
@@ -16,9 +16,10 @@ def export_onnx(
     dataset: Input[Dataset],
     model: Input[Model],
     evaluation: Input[Artifact],
+    bounds: str,
     out: Output[Model],
 ):
-    """Write the network as ONNX and measure J&F again through the file.
+    """Write the network as ONNX and measure J&F again through the files.
 
     Args:
         params: text of the params file.
@@ -29,6 +30,7 @@ def export_onnx(
         dataset: pointer to the data.
         model: folder of the train step.
         evaluation: folder of the evaluate step.
+        bounds: text of the bounds of parity; empty for the built-in ones.
         out: folder of the export_onnx step.
     """
     from pathlib import Path
@@ -43,6 +45,7 @@ def export_onnx(
             model=Path(model.path),
             evaluation=Path(evaluation.path),
             out=Path(out.path),
+            bounds=run.file("export.yaml", bounds),
             config=run.config,
         )
         out.metadata.update(headline(Path(out.path)))

@@ -1,4 +1,4 @@
-"""The TensorRT engine; needs a GPU and the image that has TensorRT."""
+"""The TensorRT engines; need a GPU and the image that has TensorRT."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
@@ -16,9 +16,10 @@ def export_tensorrt(
     dataset: Input[Dataset],
     export: Input[Model],
     evaluation: Input[Artifact],
+    bounds: str,
     out: Output[Model],
 ):
-    """Build an engine from the ONNX file and measure J&F again through it.
+    """Build engines from the ONNX files and measure J&F again through them.
 
     Args:
         params: text of the params file.
@@ -29,6 +30,7 @@ def export_tensorrt(
         dataset: pointer to the data.
         export: folder of the export_onnx step.
         evaluation: folder of the evaluate step.
+        bounds: text of the bounds of parity; empty for the built-in ones.
         out: folder of the export_tensorrt step.
     """
     from pathlib import Path
@@ -43,6 +45,8 @@ def export_tensorrt(
             export=Path(export.path),
             evaluation=Path(evaluation.path),
             out=Path(out.path),
+            bounds=run.file("export.yaml", bounds),
+            timing_cache=None,  # the workspace ends with its run
             config=run.config,
         )
         out.metadata.update(headline(Path(out.path)))

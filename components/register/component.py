@@ -51,7 +51,7 @@ def register(
     """
     from pathlib import Path
 
-    from pdnet.container import headline, policy_file, registration_card, task
+    from pdnet.container import headline, registration_card, task
     from pdnet.steps import register
 
     with task(
@@ -63,7 +63,7 @@ def register(
         mlflow_uri=mlflow_uri,
         experiment=experiment,
     ) as run:
-        folder, rules = Path(out.path), policy_file(run, policy)
+        folder, rules = Path(out.path), run.file("promotion.yaml", policy)
         register(
             validation=Path(validation.path),
             pretrain=Path(pretrain.path),

@@ -5,80 +5,115 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from pdnet.devices import pick_device, pick_dtype
-from pdnet.errors import CheckpointError, ConfigError, DataError, UnavailableError
+from pdnet.errors import CheckpointError, ConfigError, DataError, ExportError, UnavailableError
+from pdnet.files import read_object
 from pdnet.inference.onnx_backend import StreamingBackend
 from pdnet.inference.session import Backend
+from pdnet.inference.tensorrt_backend import REFERENCE_ENCODER, SEGMENTER, TensorRTBackend, require_tensorrt
 from pdnet.inference.torch_backend import TorchBackend
 from pdnet.weights import load_model, model_facts
 
 #: Those that can be asked for by name.
-NAMES = ("auto", "torch", "onnxruntime", "openvino")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+NAMES = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 _WEIGHTS, _GRAPHS = "model.safetensors", ("reference_encoder.onnx", "segmenter.onnx")
+_ENGINES = (REFERENCE_ENCODER, SEGMENTER)
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 logger = logging.getLogger("pdnet.inference")
 
 
+class _Found(NamedTuple):
+    """What there is to run: a model file, a folder with graphs, a folder with engines."""
+
+    weights: Path | None
+    graphs: Path | None = None
+    engines: Path | None = None
+
+
 def open_backend(model: Path, *, name: str = "auto", device: str = "auto", precision: str = "auto") -> Backend:
     """Open a model with the backend that is asked for.
 
-    `auto` takes torch on a GPU; on the CPU OpenVINO, where it is installed and there are exported graphs, else torch
-    for weights and ONNX Runtime for graphs. It says which, and what would be faster.
+    `auto` takes, on a GPU, TensorRT where it is installed and there are engines of its version for this kind of GPU,
+    else torch; on the CPU OpenVINO, where it is installed and there are exported graphs, else torch for weights and
+    ONNX Runtime for graphs. It says which, why not TensorRT, and what would be faster.
 
     Args:
-        model: model file of `pdnet train` or `pdnet import-checkpoint`, the folder of `pdnet export onnx`, or one that
-            holds both.
+        model: model file of `pdnet train` or `pdnet import-checkpoint`, the folder of `pdnet export onnx` or
+            `pdnet export tensorrt`, or one that holds several of these; engines also in `tensorrt/`, as in a release.
         name: one of `NAMES`.
-        device: `auto`, `cpu`, `cuda`, `cuda:<index>`; graphs run on the CPU.
-        precision: one of `PRECISIONS`; `auto` is bf16 where the device multiplies it in hardware.
+        device: `auto`, `cpu`, `cuda`, `cuda:<index>`; graphs run on the CPU, engines on a GPU.
+        precision: one of `PRECISIONS`; `auto` is bf16 where the device multiplies it in hardware, and of engines the
+            one that they were built in. Graphs in fp16 and int8 are files of their own.
 
     Raises:
         ConfigError: an unknown name or precision, or a precision that the backend does not have.
         DataError: there is nothing of the kind that the backend runs.
         CheckpointError: the model file is damaged, or does not say its input size.
-        ExportError: a graph is not that of a PDNet.
+        ExportError: a graph or engine is not that of a PDNet, or the engine not for this machine.
         UnavailableError: the backend or the device is not here.
     """
     for what, given, known in (("backend", name, NAMES), ("precision", precision, PRECISIONS)):
         if given not in known:
             raise ConfigError(f"{what}: '{given}', expected one of {', '.join(known)}")
     place = pick_device(device)
-    weights, folder = _found(model)
-    chosen, hint = (name, "") if name != "auto" else _fastest(weights, folder, place)
-    if chosen == "torch":
-        backend: Backend = _torch(weights, model, place, precision)
-    else:
-        backend = _graphs(folder, model, place, chosen, precision)
-    if name == "auto":
-        logger.info("runs by %s%s", backend.name, f" ({hint})" if hint else "")
+    found = _found(model)
+    if name != "auto":
+        return _open(name, found, model, place, precision)
+    backend, hint = _fastest(found, model, place, precision)
+    logger.info("runs by %s%s", backend.name, f" ({hint})" if hint else "")
     return backend
 
 
-def _found(model: Path) -> tuple[Path | None, Path | None]:
-    """The weights and the folder of graphs that a path stands for.
+def _found(model: Path) -> _Found:
+    """What a path stands for.
 
     Raises:
-        DataError: it is neither.
+        DataError: nothing that could be run.
     """
-    if model.is_dir():
-        weights = model / _WEIGHTS if (model / _WEIGHTS).is_file() else None
-        folder = model if all((model / each).is_file() for each in _GRAPHS) else None
-        if weights is None and folder is None:
-            raise DataError(f"{model}: holds neither {_WEIGHTS} nor {' and '.join(_GRAPHS)}")
-        return weights, folder
-    return model, None
+    if not model.is_dir():
+        return _Found(model)
+
+    def holding(names: tuple[str, ...], *folders: Path) -> Path | None:
+        return next((folder for folder in folders if all((folder / each).is_file() for each in names)), None)
+
+    found = _Found(
+        model / _WEIGHTS if holding((_WEIGHTS,), model) else None,
+        holding(_GRAPHS, model),
+        holding(_ENGINES, model, model / "tensorrt"),
+    )
+    if not any(found):
+        raise DataError(f"{model}: holds neither {_WEIGHTS} nor {' and '.join(_GRAPHS)} nor {' and '.join(_ENGINES)}")
+    return found
 
 
-def _fastest(weights: Path | None, folder: Path | None, device: torch.device) -> tuple[str, str]:
-    """The fastest backend that runs what there is, and what would be faster."""
-    if device.type == "cuda" and weights is not None:
-        return "torch", ""
+def _open(name: str, found: _Found, model: Path, device: torch.device, precision: str) -> Backend:
+    if name == "tensorrt":
+        return _tensorrt(found.engines, model, device, precision)
+    if name == "torch":
+        return _torch(found.weights, model, device, precision)
+    return _graphs(found.graphs, model, device, name, precision)
+
+
+def _fastest(found: _Found, model: Path, device: torch.device, precision: str) -> tuple[Backend, str]:
+    """The fastest backend that runs what there is; and why not TensorRT on a GPU, or what would be faster on a CPU."""
+    name, hint = _fastest_on_cpu(found.weights, found.graphs, device)
+    if device.type == "cuda":
+        try:
+            return _open("tensorrt", found, model, device, precision), ""
+        except (ConfigError, DataError, ExportError, UnavailableError) as error:
+            hint = f"not by TensorRT: {error}"
+        name = "torch" if found.weights else name
+    return _open(name, found, model, device, precision), hint
+
+
+def _fastest_on_cpu(weights: Path | None, folder: Path | None, device: torch.device) -> tuple[str, str]:
     installed = importlib.util.find_spec("openvino") is not None
     if folder is not None and installed:
         return "openvino", ""
@@ -90,6 +125,16 @@ def _fastest(weights: Path | None, folder: Path | None, device: torch.device) ->
     return "torch" if by_torch else "onnxruntime", hint
 
 
+def _tensorrt(folder: Path | None, model: Path, device: torch.device, precision: str) -> TensorRTBackend:
+    trt = require_tensorrt(device, purpose="run")
+    if folder is None:
+        raise DataError(f"{model}: holds no {' and '.join(_ENGINES)}; `pdnet export tensorrt` builds them")
+    built = str(read_object(folder / "parity.json", ("precision",))["precision"])
+    if precision not in ("auto", built):
+        raise ConfigError(f"precision: the engines of {folder} compute in {built}, not {precision}")
+    return TensorRTBackend(trt, folder, device, precision=built)
+
+
 def _torch(weights: Path | None, model: Path, device: torch.device, precision: str) -> TorchBackend:
     if weights is None:
         raise DataError(f"{model}: holds no {_WEIGHTS}, which torch needs")
@@ -97,6 +142,8 @@ def _torch(weights: Path | None, model: Path, device: torch.device, precision: s
     size = model_facts(weights).get("size")
     if not isinstance(size, int):
         raise CheckpointError(f"{weights}: does not say the size of the network's input; expected the fact 'size'")
+    if precision == "int8":
+        raise ConfigError(f"precision: torch computes in {', '.join(_TYPES)}, not in int8")
     dtype = _TYPES.get(precision) or pick_dtype(precision, device)
     return TorchBackend(network, size=size, device=device, dtype=dtype)
 
@@ -106,8 +153,11 @@ def _graphs(folder: Path | None, model: Path, device: torch.device, runtime: str
         raise DataError(f"{model}: {runtime} runs exported graphs; expected a folder of `pdnet export onnx`")
     if device.type != "cpu":
         raise UnavailableError(f"{runtime} runs on the CPU here, not on {device}")
-    own = {"onnxruntime": ("auto", "fp32"), "openvino": ("auto", "fp32", "bf16")}[runtime]
-    if precision not in own:
-        raise ConfigError(f"precision: {runtime} computes these graphs in {' or '.join(own[1:])}, not {precision}")
+    own = ("fp32", "fp16", "int8") if runtime == "onnxruntime" else ("fp32", "bf16", "fp16", "int8")
+    if precision not in ("auto", *own):
+        raise ConfigError(f"precision: {runtime} computes graphs in {', '.join(own)}, not in {precision}")
     fast = "bf16" in own and pick_dtype("auto", device) == torch.bfloat16
-    return StreamingBackend(folder, runtime=runtime, bf16=precision == "bf16" or (precision == "auto" and fast))
+    form = folder / precision if precision in ("fp16", "int8") else folder  # a file each
+    if not form.is_dir():
+        raise DataError(f"{form}: no such folder; `pdnet export onnx` writes it if export.precisions has {precision}")
+    return StreamingBackend(form, runtime=runtime, bf16=precision == "bf16" or (precision == "auto" and fast))

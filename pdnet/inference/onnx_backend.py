@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from pdnet.errors import ExportError, UnavailableError
 from pdnet.inference.session import Features, Output
 
-_Arrays = dict[str, npt.NDArray[np.float32]]
+_Arrays = dict[str, npt.NDArray[Any]]
 #: What a session keeps of a reference frame, and what a segmenter may say of its own frame.
 _FEATURES, _OWN = ("key", "value"), ("own_key", "own_value")
 
@@ -26,13 +27,15 @@ class PairModel(Protocol):
     Attributes:
         size: side S of the square inputs.
         references: N.
+        raw: images are (S, S, 3) uint8 instead of (3, S, S) float32, normalised.
     """
 
     size: int
     references: int
+    raw: bool
 
     def probability(self, target: Tensor, reference: Tensor) -> Tensor:
-        """(B, 3, S, S) and (B, 3, S, S), or (B, N, 3, S, S) for N references, float32 -> (B, 1, S, S) float32."""
+        """(B, *image) and (B, *image), or (B, N, *image) for N references -> (B, 1, S, S) float32."""
 
 
 class OnnxModel:
@@ -45,12 +48,12 @@ class OnnxModel:
     def __init__(self, path: Path) -> None:
         self._graph = _by_onnxruntime(_present(path))
         _check(path, self._graph, ("target", "reference"), ("probability",))
+        self.size, self.raw = _image(path, self._graph, "target")
         reference = self._graph.inputs["reference"]
-        self.size = int(reference[-1])
         self.references = int(reference[1]) if len(reference) == 5 else 1
 
     def probability(self, target: Tensor, reference: Tensor) -> Tensor:
-        """(B, 3, S, S) and (B, 3, S, S), or (B, N, 3, S, S) for N references, float32 -> (B, 1, S, S) float32."""
+        """(B, *image) and (B, *image), or (B, N, *image) for N references -> (B, 1, S, S) float32."""
         feeds = {"target": target.numpy(), "reference": reference.numpy()}
         return torch.from_numpy(self._graph.run(feeds)["probability"])
 
@@ -65,20 +68,20 @@ class PairBackend:
     name = "pair graph"
 
     def __init__(self, model: PairModel) -> None:
-        self._model, self.size, self.references = model, model.size, model.references
+        self._model, self.size, self.references, self.raw = model, model.size, model.references, model.raw
 
     def encode(self, image: Tensor) -> Features:
         """The frames themselves: nothing of them is computed before they are needed."""
         return (image,)
 
     def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
-        """Segment (B, 3, S, S) float32 against N references of a batch of B or of 1."""
+        """Segment a batch of B against N references of a batch of B or of 1."""
         probability = self._model.probability(image, pair_reference(image, references))
         return Output(probability, own=(image,) if self.references > 1 else None)
 
 
 def pair_reference(image: Tensor, references: Sequence[Features]) -> Tensor:
-    """What a pair graph takes beside targets (B, 3, S, S): (B, 3, S, S), or (B, N, 3, S, S) of N references."""
+    """What a pair graph takes beside targets (B, *image): (B, *image), or (B, N, *image) of N references."""
     frames = [reference.expand(len(image), -1, -1, -1) for (reference,) in references]
     return frames[0].contiguous() if len(frames) == 1 else torch.stack(frames, dim=1)
 
@@ -99,7 +102,6 @@ class StreamingBackend:
     def __init__(self, folder: Path, *, runtime: str = "onnxruntime", bf16: bool = False) -> None:
         encoder, segmenter = folder / "reference_encoder.onnx", folder / "segmenter.onnx"
         openvino = runtime == "openvino"
-        self.name = f"OpenVINO, {'bf16' if bf16 else 'fp32'}" if openvino else "ONNX Runtime, fp32"
 
         def opened(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> _Graph:
             graph = _by_openvino(_present(path), bf16=bf16) if openvino else _by_onnxruntime(_present(path))
@@ -108,23 +110,24 @@ class StreamingBackend:
 
         self._encoder = opened(encoder, ("image",), _FEATURES)
         self._segmenter = opened(segmenter, ("image", *_FEATURES), ("probability",))
-        self.size = int(self._segmenter.inputs["image"][-1])
-        try:
-            self.references = int(self._segmenter.facts["references"])
-        except (KeyError, ValueError):
-            raise ExportError(f"{segmenter}: does not say its number of references; expected it as metadata") from None
+        self.size, self.raw = _image(segmenter, self._segmenter, "image")
+        self.references = _number(segmenter, self._segmenter, "references")
+        precision = self._segmenter.facts.get("precision", "fp32")
+        precision = "bf16" if bf16 and precision == "fp32" else precision
+        self.name = f"{'OpenVINO' if openvino else 'ONNX Runtime'}, {precision}"
 
     def encode(self, image: Tensor) -> Features:
-        """Key and value of reference frames (B, 3, S, S) float32."""
+        """Key and value of reference frames."""
         found = self._encoder.run({"image": image.numpy()})
         return tuple(torch.from_numpy(found[name]) for name in _FEATURES)
 
     def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
-        """Segment (B, 3, S, S) float32 against N references of a batch of B or of 1."""
+        """Segment a batch of B against N references of a batch of B or of 1."""
         feeds = {"image": image.numpy()}
         for name, tensors in zip(_FEATURES, zip(*references, strict=True), strict=True):
-            frames = [x.expand(len(image), *x.shape[1:]) for x in tensors]
-            feeds[name] = (frames[0].contiguous() if len(frames) == 1 else torch.cat(frames, dim=1)).numpy()
+            # By NumPy: torch's threads would go on spinning for a while, on the cores that the runtime needs.
+            frames = [np.broadcast_to(x.numpy(), (len(image), *x.shape[1:])) for x in tensors]
+            feeds[name] = np.concatenate(frames, axis=1)
         found = {name: torch.from_numpy(array) for name, array in self._segmenter.run(feeds).items()}
         own = tuple(found[name] for name in _OWN) if _OWN[0] in found else None
         return Output(found["probability"], found.get("saliency"), found.get("part_prob"), own)
@@ -135,7 +138,7 @@ class _Graph(NamedTuple):
 
     inputs: Mapping[str, Sequence[Any]]  #: their axes by name; what is no number is of any length
     outputs: tuple[str, ...]
-    facts: Mapping[str, str]  #: metadata of the file, `references` at least where it has it
+    facts: Mapping[str, str]  #: of the metadata of the file, what `_number` asks for
     run: Callable[[_Arrays], _Arrays]
 
 
@@ -152,6 +155,20 @@ def _check(path: Path, graph: _Graph, inputs: tuple[str, ...], outputs: tuple[st
             f"{path}: inputs {', '.join(graph.inputs)} and outputs {', '.join(graph.outputs)}; "
             f"expected {' and '.join(inputs)}, and {' and '.join(outputs)}"
         )
+
+
+def _image(path: Path, graph: _Graph, name: str) -> tuple[int, bool]:
+    """Side S of a graph's images, that of the training where any is taken, and whether they are uint8 (S, S, 3)."""
+    axes = graph.inputs[name]
+    side = axes[2]
+    return (side if isinstance(side, int) else _number(path, graph, "size")), axes[-1] == 3
+
+
+def _number(path: Path, graph: _Graph, key: str) -> int:
+    try:
+        return int(graph.facts[key])
+    except (KeyError, ValueError):
+        raise ExportError(f"{path}: does not say its '{key}'; expected a number as metadata") from None
 
 
 def _by_onnxruntime(path: Path) -> _Graph:
@@ -174,48 +191,50 @@ def _by_onnxruntime(path: Path) -> _Graph:
 
 def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
     """A graph compiled for the processor, for one stream at a time."""
-    core = _openvino_core()
+    core, reader = _openvino()
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
     }
     try:
-        model = core.read_model(path)
-    except RuntimeError as error:
+        model = reader.convert(reader.load(str(path)))
+    except Exception as error:  # OpenVINO raises its own classes, not all of them errors of RuntimeError's kind
         raise ExportError(f"{path}: cannot be opened by OpenVINO ({_last_line(error)})") from None
     compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
-    names = tuple(output.get_any_name() for output in compiled.outputs)
+    names = tuple(output.get_any_name() for output in model.outputs)  # compiled ones may have other names as well
 
     def run(feeds: _Arrays) -> _Arrays:
         request.infer(feeds, share_inputs=True)
-        return {name: request.get_tensor(name).data.copy() for name in names}
+        return {name: request.get_output_tensor(index).data.copy() for index, name in enumerate(names)}
 
     inputs = {
         each.get_any_name(): [axis.get_length() if axis.is_static else None for axis in each.partial_shape]
         for each in model.inputs
     }
-    try:
-        facts = {"references": str(model.get_rt_info(["framework", "references"]).value)}
-    except RuntimeError:  # OpenVINO's word for a key that is not there
-        facts = {}
+    facts = {}
+    for key in ("references", "size", "precision"):
+        with contextlib.suppress(RuntimeError):  # OpenVINO's word for a key that is not there
+            facts[key] = str(model.get_rt_info(["framework", key]).value)
     return _Graph(inputs, names, facts, run)
 
 
 @functools.cache
-def _openvino_core() -> Any:
-    """OpenVINO's entry: one for the life of the process.
+def _openvino() -> tuple[Any, Any]:
+    """OpenVINO's core and its reader of ONNX, of which there is one each for the life of the process.
 
-    Each one puts a stack of its own beneath the signal handlers of the thread that makes it, and takes it away when it
+    The core could read by itself, and would try the formats of others on a damaged file and print their complaints.
+    Each core puts a stack of its own beneath the signal handlers of the thread that makes it, and takes it away when it
     goes (openvinotoolkit/openvino#11894): of two, the first to go leaves a stack behind that is no more, and the next
     signal, ^C even, is a segmentation fault.
     """
     try:
         import openvino
+        from openvino.frontend import FrontEndManager
     except ImportError:
         raise UnavailableError("the package 'openvino' is not installed; try: pip install 'pdnet[openvino]'") from None
-    return openvino.Core()
+    return openvino.Core(), FrontEndManager().load_by_framework(framework="onnx")
 
 
 def _last_line(error: Exception) -> str:

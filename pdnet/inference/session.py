@@ -45,11 +45,13 @@ class Backend(Protocol):
         name: for people, such as `torch, bf16, compiled`.
         size: side S of its square inputs.
         references: number N of frames that it refers to.
+        raw: it normalises by itself: its images are frames, (B, S, S, 3) uint8 RGB.
     """
 
     name: str
     size: int
     references: int
+    raw: bool
 
     def encode(self, image: Tensor) -> Features:
         """What is kept of reference frames, (B, 3, S, S) float32 normalised."""
@@ -123,8 +125,8 @@ class PortraitSession:
         self.ring: ReferenceRing[Features] = ReferenceRing(kept[0], backend.references, lag)
 
     def to_input(self, frame: UInt8Array) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (1, 3, S, S) float32, normalised."""
-        return normalise(resize_image(frame, self.backend.size)).unsqueeze(0)
+        """(H, W, 3) uint8 RGB -> what the backend takes, of a batch of 1."""
+        return to_input(frame, self.backend.size, raw=self.backend.raw)
 
     def infer(self, image: Tensor) -> Output:
         """The network alone on an input of `to_input`; what the paper's FPS measures. Remembers nothing."""
@@ -154,6 +156,12 @@ class PortraitSession:
                     self.ring.push(tuple(x[index : index + 1] for x in output.own))
                 found.append(_prediction(output, index, frame))
         return found
+
+
+def to_input(frame: UInt8Array, size: int, *, raw: bool = False) -> Tensor:
+    """(H, W, 3) uint8 RGB -> (1, 3, size, size) float32, normalised; or (1, size, size, 3) uint8, `raw`."""
+    resized = resize_image(frame, size)
+    return (torch.from_numpy(resized.copy()) if raw else normalise(resized)).unsqueeze(0)
 
 
 def _stack(features: Sequence[Features]) -> Features:

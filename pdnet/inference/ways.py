@@ -96,7 +96,7 @@ class PairFormulation:
         device: where it runs.
     """
 
-    name = "pair formulation"
+    name, raw = "pair formulation", False
 
     def __init__(self, network: PDNet, *, size: int, device: torch.device) -> None:
         self.size, self.references = size, network.config.references
@@ -122,7 +122,7 @@ class Replay:
         size: side S of the inputs.
     """
 
-    name, references = "replay", 1
+    name, references, raw = "replay", 1, False
 
     def __init__(self, output: Output, *, size: int) -> None:
         self.size, self._output = size, output

@@ -17,7 +17,7 @@ from pdnet.data.transforms import normalise, resize_image
 from pdnet.devices import pick_device
 from pdnet.errors import CheckpointError, ConfigError, DataError
 from pdnet.export.config import ExportConfig
-from pdnet.export.onnx import export_streaming
+from pdnet.export.onnx import Form, export_streaming
 from pdnet.files import write_json
 from pdnet.inference.bench import format_record
 from pdnet.inference.onnx_backend import StreamingBackend
@@ -129,7 +129,7 @@ def lay_out(
             for name in GRAPHS:
                 shutil.copy2(ready / name, place / name)
         else:
-            export_streaming(one, place, size=side, opset=ExportConfig().opset, metadata={})
+            export_streaming(one, place, Form(side, ExportConfig().opset))
     return Subject(folder, side, source, network.config, tuple(variant for variant, _ in variants))
 
 

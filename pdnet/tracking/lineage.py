@@ -10,7 +10,7 @@ from typing import Any
 from pdnet.errors import DataError, TrackingError
 from pdnet.files import file_digest
 from pdnet.tracking.promotion_log import read_log
-from pdnet.tracking.release import ENGINE, ENGINE_PARITY, LINEAGE, RELEASE, Release, exported_files, read_release
+from pdnet.tracking.release import ENGINE_PARITY, LINEAGE, RELEASE, Release, built, exported, read_release
 from pdnet.tracking.store import Store
 from pdnet.tracking.versions import Version, download
 
@@ -162,13 +162,16 @@ def _fetch(store: Store, version: Version, name: str, out: Path, expected: str) 
 
 def _exports(release: Release) -> Iterator[dict[str, Any]]:
     """The exported files, each with its digest and how closely it agrees with the network."""
-    files, parity = release.facts["files"], release.parity
-    for name in exported_files(parity):
-        figures = parity if name == "pdnet.onnx" else parity["streaming"]
-        yield {"file": name, **files[name], "agreement": _agreement(figures, figures["onnx"]["jf_mean"])}
+    files = release.facts["files"]
+    for each in exported(release.parity):
+        agreement = _agreement(each.figures, each.figures["onnx"]["jf_mean"])
+        for name in each.files:
+            yield {"file": name, **files[name], "agreement": agreement}
     if (engine := release.engine) is not None:
-        agreement = _agreement(engine, engine["tensorrt"]["jf_mean"])
-        yield {"file": ENGINE, **files[ENGINE], "agreement": agreement | {"device": engine.get("device")}}
+        for each in built(engine):
+            agreement = _agreement(each.figures, each.figures["tensorrt"]["jf_mean"])
+            for name in each.files:
+                yield {"file": name, **files[name], "agreement": agreement | {"device": engine.get("device")}}
 
 
 def _agreement(figures: Mapping[str, Any], jf_mean: float) -> dict[str, Any]:

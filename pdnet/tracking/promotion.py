@@ -16,7 +16,7 @@ import pandas as pd
 
 from pdnet.errors import ConfigError
 from pdnet.evaluation.bootstrap import Interval, paired_difference
-from pdnet.tracking.release import Release, broken_claims, damage
+from pdnet.tracking.release import Release, broken_claims, built, damage, exported
 from pdnet.tracking.versions import Version
 
 #: J&F is judged in points of 100, free of what binary fractions add: 87.1 - 86.1 is not 1.
@@ -54,8 +54,9 @@ class PromotionPolicy:
         scenario_allowances: the same for scenarios by name, in place of it.
         fps_device: device of the speed floor, as the evaluation names it; empty: no floor.
         fps_floor: frames a second of the network alone, one at a time, measured on that device.
-        max_probability_difference: of any exported file from the network, any pixel.
-        max_jf_difference: of any exported file from the network, in points.
+        max_probability_difference: of any file exported in float32 from the network, any pixel. Files in other number
+            formats are held against the bounds that they were exported with.
+        max_jf_difference: of any file exported in float32 from the network, in points.
         require_approval: whether a person has to agree.
         data_md5: version of the videos on whose validation clips all are judged; empty: the candidate's own.
     """
@@ -104,11 +105,17 @@ class PromotionPolicy:
 
 
 class Parity(NamedTuple):
-    """How far an exported file is from the network: in probability (0..1), and in J&F (points)."""
+    """How far an exported file is from the network: in probability (0..1), and in J&F (points).
+
+    Attributes:
+        bounds: the most of both, of files that do not compute in float32: they were accepted by these. None: the
+            policy's.
+    """
 
     file: str
     probability: float
     jf: float
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -297,18 +304,16 @@ def _damage(version: Version, release: Release) -> Iterator[str]:
 
 def _exports(release: Release) -> Iterator[Parity]:
     parity, engine = release.parity, release.engine
-
-    def row(file: str, facts: Mapping[str, Any], side: str) -> Parity:
-        apart = 100 * (float(facts[side]["jf_mean"]) - float(torch["jf_mean"]))
-        return Parity(file, float(facts["max_probability_difference"]), round(abs(apart), _DIGITS))
-
-    torch = parity["torch"]
-    yield row("pdnet.onnx", parity, "onnx")
-    if streaming := parity.get("streaming"):
-        yield row("reference_encoder.onnx, segmenter.onnx", streaming, "onnx")
+    groups = [(each, "onnx", parity["torch"]) for each in exported(parity)]
     if engine is not None:
-        torch = engine["torch"]
-        yield row("pdnet.engine", engine, "tensorrt")
+        groups += [(each, "tensorrt", engine["torch"]) for each in built(engine)]
+    for each, side, torch in groups:
+        apart = 100 * (float(each.figures[side]["jf_mean"]) - float(torch["jf_mean"]))
+        file = ", ".join(name.removeprefix("tensorrt/") for name in each.files)
+        probability, limits = float(each.figures["max_probability_difference"]), each.bounds
+        own = each.precision != "fp32" and limits
+        bounds = (limits["max_probability_difference"], limits["max_jf_difference"]) if own else None
+        yield Parity(file, probability, round(abs(apart), _DIGITS), bounds)
 
 
 def _videos(facts: Mapping[str, Any]) -> str:
@@ -421,8 +426,8 @@ def _speed_row(candidate: Evidence, champion: Evidence | None, policy: Promotion
 def _parity_rows(candidate: Evidence, champion: Evidence | None, policy: PromotionPolicy) -> Iterator[Row]:
     """Each exported file against the network that it came from, not against the champion's."""
     theirs = {each.file: each for each in champion.exports} if champion else {}
-    most = (policy.max_probability_difference, policy.max_jf_difference)
     for each in candidate.exports:
+        most = each.bounds or (policy.max_probability_difference, policy.max_jf_difference)
         reason = (
             f"{each.file}: {each.probability:.2g} in probability and {each.jf:.2f} in J&F from the network, "
             f"allowed {most[0]:g} and {most[1]:g}"

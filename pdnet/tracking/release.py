@@ -1,10 +1,12 @@
 """What a version of the registered model holds: one folder that stands for itself, with the digest of every file.
 
-    pdnet.onnx  reference_encoder.onnx  segmenter.onnx     the exported graphs, and
+    pdnet.onnx  reference_encoder.onnx  segmenter.onnx     the exported graphs,
+    fp16/  int8/                                           the same in smaller number formats, where they were made, and
     parity.json                                            how closely they agree with the network
     model.safetensors  params.yaml                         the weights, and the resolved configuration
     evaluation/{scores.json,frames.parquet,clips.parquet,baselines.parquet}
-    tensorrt/{pdnet.engine,parity.json}                    where an engine was built
+    tensorrt/{pdnet,reference_encoder,segmenter}.engine    where engines were built,
+    tensorrt/parity.json                                   with how closely they agree
     lineage.json                                           where all of it came from, and its SHA-256
 
 Whoever has the folder needs neither the registry nor the repository to know what it is.
@@ -57,6 +59,22 @@ class Claim(NamedTuple):
     record: str
     recorded: str | None
     found: str | None
+
+
+class Exported(NamedTuple):
+    """Files that were compared with the network together.
+
+    Attributes:
+        precision: in which they compute: `fp32`, `tf32`, `fp16` or `int8`.
+        files: SHA-256 of what was compared, by name: in the export's folder or, of engines, in the release.
+        figures: of the comparison.
+        bounds: how far they were allowed to be from the network; empty where that was not noted.
+    """
+
+    precision: str
+    files: dict[str, str]
+    figures: Mapping[str, Any]
+    bounds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -161,8 +179,10 @@ def write_release(
     sources |= {"parity.json": export / "parity.json", WEIGHTS: train / WEIGHTS}
     sources |= {f"evaluation/{name}": evaluation / name for name in EVALUATION}
     if tensorrt:
-        sources |= {name: tensorrt / Path(name).name for name in (ENGINE, ENGINE_PARITY)}
-        read_object(present(sources[ENGINE_PARITY]), _ENGINE_PARITY)  # so that an error names the user's file
+        # Read here already, so that an error names the user's file.
+        engines = built(read_object(present(tensorrt / "parity.json"), _ENGINE_PARITY))
+        names = (ENGINE_PARITY, *(name for each in engines for name in each.files))
+        sources |= {name: tensorrt / Path(name).name for name in names}
 
     out.mkdir(parents=True)
     for name, source in sources.items():
@@ -194,8 +214,8 @@ def write_release(
     for claim in broken_claims(release):
         record = evaluation / "run.json" if claim.record == _SCORED else sources[claim.record]
         raise DataError(
-            f"{sources[claim.file]}: its SHA-256 is {claim.found}; {claim.how} ({record}) it was "
-            f"{claim.recorded or 'unknown'}"
+            f"{sources.get(claim.file, export / claim.file)}: its SHA-256 is {claim.found or 'not on record'}; "
+            f"{claim.how} ({record}) it was {claim.recorded or 'unknown'}"
         )
     write_json(out / LINEAGE, facts)
     return release
@@ -233,8 +253,11 @@ def claims(release: Release) -> Iterator[Claim]:
     for name, compared in exported_files(release.parity).items():
         yield Claim(name, "as compared", "parity.json", compared, held.get(name))
     if (engine := release.engine) is not None:
-        yield Claim(ENGINE, "as compared", ENGINE_PARITY, engine["sha256"], held.get(ENGINE))
-        yield Claim(PAIR, "as built into the engine", ENGINE_PARITY, engine["onnx_sha256"], held.get(PAIR))
+        for each in built(engine):
+            for name, compared in each.files.items():
+                yield Claim(name, "as compared", ENGINE_PARITY, compared, held.get(name))
+        for name, source in (engine.get("sources") or {PAIR: engine["onnx_sha256"]}).items():
+            yield Claim(name, "as built into the engine", ENGINE_PARITY, source, held.get(name))
 
 
 def broken_claims(release: Release) -> list[Claim]:
@@ -242,9 +265,35 @@ def broken_claims(release: Release) -> list[Claim]:
     return [claim for claim in claims(release) if claim.recorded != claim.found]
 
 
+def exported(parity: Mapping[str, Any]) -> Iterator[Exported]:
+    """The ONNX files that the export's parity.json is about: in float32, and in a folder each what else there is."""
+    bounds = parity.get("bounds") or {}
+
+    def both(precision: str, folder: str, pair: Mapping[str, Any], streaming: Mapping[str, Any]) -> Iterator[Exported]:
+        allowed = bounds.get(precision) or {}
+        yield Exported(precision, {f"{folder}{PAIR}": pair["sha256"]}, pair, allowed)
+        if files := streaming.get("files"):
+            yield Exported(precision, {f"{folder}{name}": files[name] for name in files}, streaming, allowed)
+
+    yield from both("fp32", "", parity, parity.get("streaming") or {})
+    for precision, facts in (parity.get("precisions") or {}).items():
+        yield from both(precision, f"{precision}/", facts["pair"], facts.get("streaming") or {})
+
+
+def built(parity: Mapping[str, Any]) -> Iterator[Exported]:
+    """The engines that the parity.json of the TensorRT export is about."""
+    precision = str(parity.get("precision") or "fp32")
+    bounds = (parity.get("bounds") or {}).get(precision) or {}
+    yield Exported(precision, {ENGINE: parity["sha256"]}, parity, bounds)
+    if streaming := parity.get("streaming"):
+        folder = Path(ENGINE).parent
+        files = {(folder / name).as_posix(): sha256 for name, sha256 in streaming["files"].items()}
+        yield Exported(precision, files, streaming, bounds)
+
+
 def exported_files(parity: Mapping[str, Any]) -> dict[str, str]:
     """The ONNX files that a parity.json is about, each with the SHA-256 of what was compared."""
-    return {PAIR: parity["sha256"]} | dict((parity.get("streaming") or {}).get("files") or {})
+    return {name: sha256 for each in exported(parity) for name, sha256 in each.files.items()}
 
 
 def _weights(folder: Path) -> dict[str, str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tiny_profile import SIZE, decided_network, tiny_config
 
 from pdnet import steps
+from pdnet.config import load_yaml
 from pdnet.data.io import read_image
-from pdnet.errors import ExportError
+from pdnet.errors import ConfigError, ExportError
+from pdnet.export.config import ParityBounds
+from pdnet.export.onnx import Form
 from pdnet.files import file_digest
 from pdnet.inference.onnx_backend import StreamingBackend
 from pdnet.inference.session import PortraitSession
@@ -24,13 +30,14 @@ from pdnet.weights import load_model, save_model
 FILES = {"pdnet.onnx", "reference_encoder.onnx", "segmenter.onnx"}
 
 
-def export(finished: dict[str, Path], out: Path, **changes: Any) -> None:
+def export(finished: dict[str, Path], out: Path, bounds: Path | None = None, **changes: Any) -> None:
     steps.export_onnx(
         videos=finished["videos"],
         model=finished["train"],
         evaluation=finished["evaluation"],
         out=out,
         config=tiny_config(**changes),
+        bounds=bounds,
     )
 
 
@@ -40,6 +47,13 @@ def test_what_is_left(finished):
     parity = json.loads((folder / "parity.json").read_text())
     streaming = parity.pop("streaming")
     assert set(streaming) == {*figures(parity), "onnx", "files"}
+    cases = [(case["file"], case["size"], case["batch"], case["references"]) for case in parity["cases"]]
+    pair, streams = (
+        [("pdnet.onnx", SIZE, 1, 1), ("pdnet.onnx", SIZE, 3, 1)],
+        [("segmenter.onnx", SIZE, b, n) for b in (1, 3) for n in (1, 2)],
+    )
+    assert cases == pair + streams
+    assert parity["bounds"] == dataclasses.asdict(ParityBounds())
     assert parity["sha256"] == file_digest(folder / "pdnet.onnx")
     assert streaming["files"] == {name: file_digest(folder / name) for name in FILES - {"pdnet.onnx"}}
     for facts in (parity, streaming):
@@ -73,23 +87,105 @@ def test_streaming_files_that_compute_something_else_are_refused(finished, tmp_p
             output = super().segment(*arguments)
             return output._replace(probability=output.probability + wrong["error"])
 
-    def copy_pair(network: Any, path: Path, **how: Any) -> None:
+    def copy_pair(network: Any, path: Path, form: Form) -> None:
         path.write_bytes((finished["export"] / path.name).read_bytes())
 
-    def copy_streaming(network: Any, folder: Path, **how: Any) -> None:
+    def copy_streaming(network: Any, folder: Path, form: Form) -> None:
         for name in FILES - {"pdnet.onnx"}:
-            copy_pair(network, folder / name)
+            copy_pair(network, folder / name, form)
 
     monkeypatch.setattr(module, "export_pair", copy_pair)
     monkeypatch.setattr(module, "export_streaming", copy_streaming)
     monkeypatch.setattr(module, "StreamingBackend", Damaged)
     wrong["error"] = 0.01
-    with pytest.raises(ExportError, match=r"^the streaming ONNX pair differs from the network by 0\.01 in probability"):
+    with pytest.raises(ExportError) as refused:
         export(finished, tmp_path / "out")
+    assert str(refused.value).startswith(
+        "the fp32 streaming ONNX pair is not the same model: max probability difference 0.01, allowed 0.001; "
+        "mean probability difference 0.01, allowed 0.0001"
+    )
+    table = refused.value.table.splitlines()
+    assert table[0].split() == ["file", "size", "batch", "references", "largest", "mean", "masks", "agree"]
+    ways = [(str(SIZE), batch, references) for batch in "13" for references in "12"]
+    assert [tuple(line.split()[:4]) for line in table[1:]] == [("segmenter.onnx", *way) for way in ways]
     wrong["error"] = -0.7
-    with pytest.raises(ExportError, match=r"^the streaming ONNX pair scores J&F [\d.]+, the network [\d.]+, allowed"):
-        export(finished, tmp_path / "out", export={"max_probability_difference": 1.0})
-    assert list(tmp_path.iterdir()) == []
+    bounds = tmp_path / "bounds.yaml"
+    loose = {"max_probability_difference": 1, "mean_probability_difference": 1, "min_mask_agreement": 0}
+    bounds.write_text(yaml.safe_dump({"fp32": loose | {"max_jf_difference": 0.05}}))
+    with pytest.raises(ExportError, match=r"not the same model: J&F [\d.]+ instead of [\d.]+, allowed 0\.05 apart$"):
+        export(finished, tmp_path / "out", bounds)
+    assert list(tmp_path.iterdir()) == [bounds]
+
+
+ANYTHING = {
+    "max_probability_difference": 1,
+    "mean_probability_difference": 1,
+    "min_mask_agreement": 0,
+    "max_jf_difference": 100,
+}
+
+
+def test_other_precisions_have_folders_of_their_own(finished, tmp_path):
+    """An untrained network overreacts to rounding: what is allowed of a trained one is no bound for it."""
+    bounds = tmp_path / "bounds.yaml"
+    bounds.write_text(yaml.safe_dump({"fp16": ANYTHING, "int8": ANYTHING}))
+    out = tmp_path / "out"
+    export(finished, out, bounds, export={"precisions": ["fp16", "int8"], "calibration_frames": 4})
+    assert {path.name for path in out.iterdir()} == FILES | {".pdnet", "parity.json", "run.json", "fp16", "int8"}
+    parity = json.loads((out / "parity.json").read_text())
+    assert set(parity["precisions"]) == {"fp16", "int8"}
+    for precision, facts in parity["precisions"].items():
+        assert {path.name for path in (out / precision).iterdir()} == FILES
+        assert facts["pair"]["sha256"] == file_digest(out / precision / "pdnet.onnx")
+        streams = {name: file_digest(out / precision / name) for name in FILES - {"pdnet.onnx"}}
+        assert facts["streaming"]["files"] == streams
+        assert [case["batch"] for case in facts["cases"]] == [1, 3, 1, 1, 3, 3]
+        for way in ("pair", "streaming"):
+            assert 1e-6 < facts[way]["max_probability_difference"] <= 1
+            assert 0 < facts[way]["onnx"]["jf_mean"] < 1
+    assert parity["precisions"]["int8"]["float_layers"] == []
+    assert parity["bounds"]["int8"] == ANYTHING
+
+
+@pytest.mark.slow
+def test_layers_go_back_to_float_until_the_bounds_hold(finished, tmp_path, caplog):
+    bounds, out = tmp_path / "bounds.yaml", tmp_path / "out"
+    changes = {"precisions": ["int8"], "calibration_frames": 4}
+    bounds.write_text(yaml.safe_dump({"int8": ANYTHING | {"mean_probability_difference": 0.026}}))
+    with caplog.at_level("INFO", logger="pdnet.steps.export_onnx"):
+        export(finished, out, bounds, export=changes)
+    (facts,) = json.loads((out / "parity.json").read_text())["precisions"].values()
+    assert 0 < len(facts["float_layers"]) < 46
+    assert f"{len(facts['float_layers'])} of 46 convolutions stay in float32" in caplog.text
+    bounds.write_text(yaml.safe_dump({"int8": ANYTHING | {"mean_probability_difference": 0.0}}))
+    with pytest.raises(ExportError, match=r"^the int8 ONNX file is not the same model: mean probability difference"):
+        export(finished, tmp_path / "other", bounds, export=changes)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "fp32: {max_jf_difference: 0.1}",
+            "fp32: lacks max_probability_difference, mean_probability_difference, min_mask_agreement",
+        ),
+        ("fp64: {}", "unknown key 'fp64'"),
+        ("int8: " + str(ANYTHING | {"min_mask_agreement": 2}), "min_mask_agreement: 2.0, expected 0 to 1"),
+        (None, "no such file; expected the bounds of parity as YAML"),
+    ],
+)
+def test_bounds_that_cannot_be_read_are_said_before_any_work(finished, tmp_path, text, said):
+    bounds = tmp_path / "bounds.yaml"
+    if text is not None:
+        bounds.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        export(finished, tmp_path / "out", bounds)
+
+
+def test_the_bounds_of_the_file_are_those_that_hold_without_it():
+    path = Path(__file__).parents[2] / "configs" / "export.yaml"
+    assert load_yaml(ParityBounds, path, what="bounds") == ParityBounds()
 
 
 def test_a_network_without_ipda_has_the_pair_alone(finished, tmp_path):

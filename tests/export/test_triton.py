@@ -22,7 +22,7 @@ from pdnet.cli import main
 from pdnet.config import config_hash, to_mapping
 from pdnet.data.io import read_image
 from pdnet.errors import DataError, ExportError
-from pdnet.export.onnx import export_streaming
+from pdnet.export.onnx import Form, export_streaming
 from pdnet.export.triton import MAX_BATCH, write_repository
 from pdnet.files import file_digest, write_json
 from pdnet.inference.session import PortraitSession
@@ -226,7 +226,7 @@ def test_the_readme_says_what_goes_in_and_out(repository: Path):
 def test_a_network_of_two_references_hands_out_its_own_features(tmp_path: Path):
     export = tmp_path / "export"
     export.mkdir()
-    export_streaming(decided_network(references=2), export, size=SIZE, opset=18, metadata={})
+    export_streaming(decided_network(references=2), export, Form(SIZE, 18))
     digests = {f"{name}.onnx": file_digest(export / f"{name}.onnx") for name in NAMES}
     write_json(export / "parity.json", {"streaming": {"files": digests}})
     write_repository(write_release(tmp_path / "release", export), tmp_path / "out", model="pdnet", version="4")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fake_tensorrt import FakeTensorRT, stand_in
 from tiny_profile import SIZE, decided_network
 
 from pdnet.errors import CheckpointError, ConfigError, DataError, UnavailableError
-from pdnet.export.onnx import export_streaming
+from pdnet.export.onnx import Form, export_streaming
+from pdnet.export.tensorrt import build_engine
 from pdnet.inference import backends
 from pdnet.inference.backends import open_backend
 from pdnet.weights import save_model
@@ -26,7 +31,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with weights and graphs."""
     folder = tmp_path_factory.mktemp("release")
     save_model(folder / "model.safetensors", decided_network(), {"size": SIZE})
-    export_streaming(decided_network(), folder, size=SIZE, opset=18, metadata={})
+    export_streaming(decided_network(), folder, Form(SIZE, 18))
     return folder
 
 
@@ -84,7 +89,7 @@ def test_auto_takes_the_fastest_and_says_so(release, tmp_path, machine, caplog, 
     [
         ({"name": "tensorflow"}, ConfigError, "backend: 'tensorflow', expected one of auto, torch"),
         ({"precision": "int4"}, ConfigError, "precision: 'int4', expected one of auto, fp32, bf16, fp16"),
-        ({"name": "onnxruntime", "precision": "bf16"}, ConfigError, "computes these graphs in fp32, not bf16"),
+        ({"name": "onnxruntime", "precision": "bf16"}, ConfigError, "computes graphs in fp32, fp16, int8, not in bf16"),
         ({"name": "openvino", "device": "cuda"}, UnavailableError, "cuda"),
     ],
 )  # fmt: skip
@@ -103,3 +108,86 @@ def test_what_is_not_there_is_said(release, tmp_path):
     save_model(tmp_path / "model.safetensors", decided_network(), {})
     with pytest.raises(CheckpointError, match="does not say the size of the network's input"):
         open_backend(tmp_path / "model.safetensors")
+
+
+# TensorRT: a GPU whose memory is the CPU's, with a library that follows the documented interface
+
+
+@pytest.fixture
+def gpu(machine, monkeypatch):
+    """Let the machine have a GPU and TensorRT."""
+    machine(openvino=False, bf16=False)
+    trt = stand_in(monkeypatch)
+    monkeypatch.setattr(backends, "pick_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+
+    def on_cpu(kind):
+        def opened(*arguments, **options):
+            given = [torch.device("cpu") if isinstance(each, torch.device) else each for each in arguments]
+            return kind(*given, **{key: value for key, value in options.items() if key != "device"})
+
+        return opened
+
+    for name in ("TorchBackend", "TensorRTBackend"):
+        monkeypatch.setattr(backends, name, on_cpu(getattr(backends, name)))
+    return trt
+
+
+@pytest.fixture
+def engines(release, gpu, tmp_path) -> Path:
+    """The release with engines, which say that they compute in fp16."""
+    folder = tmp_path / "release"
+    shutil.copytree(release, folder)
+    (folder / "tensorrt").mkdir()
+    for name in ("reference_encoder", "segmenter"):
+        build_engine(gpu, folder / f"{name}.onnx", folder / "tensorrt" / f"{name}.engine", precision="fp16")
+    (folder / "tensorrt" / "parity.json").write_text(json.dumps({"precision": "fp16"}))
+    return folder
+
+
+def test_on_a_gpu_auto_takes_engines_first(engines, caplog):
+    with caplog.at_level(logging.INFO, "pdnet.inference"):
+        backend = open_backend(engines)
+        alone = open_backend(engines / "tensorrt", precision="fp16")
+    assert caplog.messages == ["runs by TensorRT, fp16"] * 2
+    assert (backend.size, backend.references) == (alone.size, alone.references) == (SIZE, 1)
+    image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    by_torch = open_backend(engines, name="torch", device="cpu", precision="fp32")
+    found, wanted = (each.segment(image, [each.encode(image)]).probability for each in (backend, by_torch))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "precision", "why"),
+    [
+        ("library", "auto", "a TensorRT engine cannot be run here: needs the package 'tensorrt' (import of "
+         "tensorrt halted; None in sys.modules)"),
+        ("engines", "auto", "{0}: holds no reference_encoder.engine and segmenter.engine; "
+         "`pdnet export tensorrt` builds them"),
+        ("nothing", "fp32", "precision: the engines of {0}/tensorrt compute in fp16, not fp32"),
+        ("version", "auto", "{0}/tensorrt/reference_encoder.engine: TensorRT 10.9.0 cannot open it; its messages above "
+         "say why. An engine is of one version and one kind of GPU: `pdnet export tensorrt` builds another"),
+    ],
+)  # fmt: skip
+def test_auto_says_why_it_is_not_tensorrt(engines, monkeypatch, caplog, change, precision, why):
+    if change == "library":
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+    elif change == "engines":
+        shutil.rmtree(engines / "tensorrt")
+    elif change == "version":
+        monkeypatch.setattr(backends, "require_tensorrt", lambda *_, **__: FakeTensorRT(version="10.9.0"))
+    with caplog.at_level(logging.INFO, "pdnet.inference"):
+        open_backend(engines, precision=precision)
+    assert caplog.messages == [f"runs by torch, fp32 (not by TensorRT: {why.format(engines)})"]
+
+
+def test_what_tensorrt_cannot_do_is_said(engines, release):
+    assert open_backend(engines, name="tensorrt").name == "TensorRT, fp16"
+    with pytest.raises(ConfigError, match="compute in fp16, not bf16"):
+        open_backend(engines, name="tensorrt", precision="bf16")
+    with pytest.raises(DataError, match=r"holds no reference_encoder\.engine and segmenter\.engine"):
+        open_backend(release, name="tensorrt")
+    with pytest.raises(UnavailableError, match=r"needs a CUDA device \(the device is cpu\)"):
+        open_backend(engines, name="tensorrt", device="cpu")
+    (engines / "tensorrt" / "parity.json").unlink()
+    with pytest.raises(DataError, match=r"tensorrt/parity\.json"):
+        open_backend(engines, name="tensorrt")

@@ -15,7 +15,7 @@ from tiny_profile import SIZE, decided_network
 
 from pdnet.data.io import read_image
 from pdnet.errors import ExportError
-from pdnet.export.onnx import export_pair, export_streaming
+from pdnet.export.onnx import Form, export_pair, export_streaming
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
 from pdnet.inference.session import Backend, PortraitSession
 from pdnet.inference.torch_backend import TorchBackend
@@ -28,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a network of two references; an export takes seconds."""
     network = decided_network(references=2)
     folder = tmp_path_factory.mktemp("export")
-    export_pair(network, folder / "pdnet.onnx", size=SIZE, opset=18, metadata={})
-    export_streaming(network, folder, size=SIZE, opset=18, metadata={})
+    export_pair(network, folder / "pdnet.onnx", Form(SIZE, 18))
+    export_streaming(network, folder, Form(SIZE, 18))
     return folder
 
 
@@ -136,5 +136,5 @@ def test_what_is_no_streaming_pair_is_said(folder: Path, tmp_path: Path, runtime
     model = onnx.load(folder / segmenter.name)
     del model.metadata_props[:]
     onnx.save(model, segmenter)
-    with pytest.raises(ExportError, match=r"segmenter\.onnx: does not say its number of references"):
+    with pytest.raises(ExportError, match=r"segmenter\.onnx: does not say its 'references'; expected a number"):
         StreamingBackend(tmp_path, runtime=runtime)

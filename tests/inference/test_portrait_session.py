@@ -14,8 +14,9 @@ from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
 from pdnet.data.streams import PairDataset
 from pdnet.inference.session import PortraitSession, ReferenceRing
-from pdnet.inference.torch_backend import TorchBackend, fold_batch_norm
+from pdnet.inference.torch_backend import TorchBackend
 from pdnet.model import PDNet
+from pdnet.model.folding import fold_batch_norm
 
 
 @pytest.fixture(scope="module")

@@ -425,6 +425,7 @@ def test_the_token_may_come_from_the_environment(submit, api, monkeypatch):
         (["tensorrt=true", "tensorrt_image=trt:8"], ["tensorrt_image: 'trt:8', expected an image by digest"]),
         (["--params", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--policy", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--bounds", "nowhere.yaml"], ["nowhere.yaml", "expected the bounds of parity as YAML"]),
         (["--data-version", "v99"], ["--data-version v99: no such revision"]),
         (["--runner", "local"], ["--endpoint names a cluster, but --runner is local"]),
         (["--runner", "docker"], ["--endpoint names a cluster, but --runner is docker"]),

@@ -196,6 +196,27 @@ def test_pure_steps_are_cached_by_data_code_and_image(spec):
                 assert {"md5", "code", "image", "params"} <= set(task["inputs"]["parameters"])
 
 
+@pytest.mark.parametrize(
+    ("parameter", "name", "takers"),
+    [
+        ("promotion_policy", "policy", {"register", "register-2", "register-3"}),
+        ("export_bounds", "bounds", {"export-onnx", "export-tensorrt"}),
+    ],
+)
+def test_the_text_of_a_file_reaches_the_tasks_that_it_is_for_and_no_other(spec, parameter, name, takers):
+    """Another text changes the cache key of these alone."""
+    given = {"componentInputParameter": f"pipelinechannel--{parameter}"}
+    tasks = {task: told for _, group in dags(spec) for task, told in group["dag"]["tasks"].items()}
+    inputs = {
+        task: {key for key, value in told["inputs"].get("parameters", {}).items() if value == given}
+        for task, told in tasks.items()
+        if "executorLabel" in spec["components"][told["componentRef"]["name"]]
+    }
+    assert {task: keys for task, keys in inputs.items() if keys} == {task: {name} for task in takers}
+    root = spec["root"]["inputDefinitions"]["parameters"][parameter]
+    assert root["defaultValue"] == ""
+
+
 def test_data_travel_by_pointer(spec):
     """The data set is an artifact of one step, and every other takes that small file."""
     executors = spec["components"]["comp-data"]["outputDefinitions"]["artifacts"]

@@ -20,7 +20,7 @@ from training_task import Training
 
 from pdnet import container
 from pdnet.container import Task, task
-from pdnet.errors import ConfigError, DataError, PDNetError, PromotionError, UnavailableError
+from pdnet.errors import ConfigError, DataError, ExportError, PDNetError, PromotionError, UnavailableError
 from pdnet.files import folder_digest
 from pdnet.steps import evaluate
 from pdnet.weights import save_model
@@ -83,6 +83,12 @@ class TestTask:
         assert code_of(ended) == code
         assert capsys.readouterr().err == f"pdnet: error: export_onnx: {line}\n"
         assert (tmp_path / "failures" / "export_onnx.txt").read_text() == f"{line}\n"
+
+    def test_what_was_compared_stands_before_the_line(self, tmp_path, capsys):
+        with pytest.raises(SystemExit), task("export_onnx", params=PARAMS, workspace=str(tmp_path)):
+            raise ExportError("not the same model", "size  largest\n  65  0.5")
+        assert capsys.readouterr().err == "size  largest\n  65  0.5\npdnet: error: export_onnx: not the same model\n"
+        assert container.failures(tmp_path) == {"export_onnx": "not the same model"}
 
     def test_a_defect_keeps_its_traceback_and_is_noted_too(self, tmp_path):
         with pytest.raises(ZeroDivisionError), task("train", params=PARAMS, workspace=str(tmp_path)):
@@ -321,11 +327,11 @@ class TestWhatPeopleRead:
             last = container.registration_card(tmp_path).splitlines()[-1]
             assert last == f"- {verdict}: J&F 80.0, expected at least 90.0; no champion yet"
 
-    def test_the_policy_is_a_file_where_there_is_one(self, tmp_path):
+    def test_a_parameter_that_is_text_is_a_file_where_there_is_one(self, tmp_path):
         run = Task("register", tiny_config(), tmp_path)
-        assert container.policy_file(run, " \n") is None
-        path = container.policy_file(run, "min_jf: 90\n")
-        assert path is not None
+        assert run.file("promotion.yaml", " \n") is None
+        path = run.file("promotion.yaml", "min_jf: 90\n")
+        assert path == tmp_path / "promotion.yaml"
         assert path.read_text() == "min_jf: 90\n"
 
 

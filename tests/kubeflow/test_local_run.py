@@ -157,6 +157,20 @@ class TestLater:
         assert "min_short_side" in told[0]
         assert rows(done, "SELECT status FROM runs WHERE name LIKE 'failed %'") == [("FAILED",)]
 
+    @pytest.mark.slow
+    def test_other_bounds_repeat_the_export_alone(self, done):
+        """No file is the network to the last bit."""
+        none = {"max_probability_difference": 0.0, "mean_probability_difference": 0.0}
+        bounds = {"fp32": none | {"min_mask_agreement": 1.0, "max_jf_difference": 0.0}}
+        (done.root / "none.yaml").write_text(yaml.safe_dump(bounds))
+        failed = done.run("kfp", "run", "pipelines/pdnet.py", "--bounds", "none.yaml", code=1)
+        assert re.findall(r"^([\w-]+): unchanged", failed, re.MULTILINE) == TASKS[:5]
+        assert (
+            "pdnet: error: export_onnx: the fp32 ONNX file is not the same model: max probability difference" in failed
+        )
+        assert "allowed 0" in failed
+        assert ran(failed) == ["outcome"]
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
     def test_a_run_that_is_stopped_leaves_nothing_working(self, done, number):
         command = ("kfp", "run", "pipelines/pdnet.py", "--no-cache")

@@ -16,7 +16,16 @@ pytest.importorskip("kfp")
 sys.path.insert(0, str(ROOT))
 
 from pdnet.errors import ConfigError, DataError
-from pipelines.run import Place, check, code_version, data_version, overrides, tracking_uri
+from pipelines.run import (
+    Place,
+    check,
+    code_version,
+    data_version,
+    overrides,
+    parser,
+    pipeline_arguments,
+    tracking_uri,
+)
 
 MD5 = "0123456789abcdef0123456789abcdef.dir"
 DIGEST = "registry/pdnet@sha256:" + "0" * 64
@@ -50,6 +59,7 @@ def test_a_whole_set_of_arguments_is_accepted(runner):
         ("tensorrt=1", "tensorrt=1: expected bool"),
         ("params=foo", "params: is the text of a file; give the file, --params FILE"),
         ("promotion_policy=foo", "--policy FILE"),
+        ("export_bounds=foo", "--bounds FILE"),
     ],
 )
 def test_a_wrong_word_is_refused(word, message):
@@ -105,6 +115,36 @@ def test_what_could_only_fail_later_is_refused(runner, changes, message):
 def test_a_store_in_a_file_is_named_by_its_whole_path(monkeypatch, given, found):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     assert tracking_uri(place("docker")) == found
+
+
+def given(*words: str) -> dict[str, Any]:
+    return pipeline_arguments(parser("kfp").parse_intermixed_args(words), place("local", ROOT))
+
+
+def test_files_reach_the_pipeline_as_text():
+    policy, bounds = (ROOT / "configs" / f"{name}.yaml" for name in ("promotion", "export"))
+    found = given("--policy", str(policy), "--bounds", str(bounds))
+    assert found["promotion_policy"] == policy.read_text()
+    assert found["export_bounds"] == bounds.read_text()
+    assert not {"promotion_policy", "export_bounds"} & set(given())
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("--policy", "margn: 1", "unknown key 'margn'; did you mean 'margin'?"),
+        ("--bounds", "fp23: {}", "unknown key 'fp23'; did you mean 'fp32'?"),
+        ("--bounds", "fp32: {max_jf_difference: 0.1}", "fp32: lacks max_probability_difference"),
+        ("--bounds", None, "no such file; expected the bounds of parity as YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, option, text, message):
+    path = tmp_path / "own.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        given(option, str(path))
+    assert str(error.value).startswith(f"{path}: {message}")
 
 
 class TestRevisions:

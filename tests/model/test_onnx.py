@@ -14,7 +14,7 @@ from small_networks import images, small_network
 
 import pdnet
 from pdnet.errors import ExportError
-from pdnet.export.onnx import REFERENCE_ENCODER, SEGMENTER, PairGraph, export_pair, export_streaming
+from pdnet.export.onnx import REFERENCE_ENCODER, SEGMENTER, Form, PairGraph, export_pair, export_streaming
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
 from pdnet.inference.session import PortraitSession
 from pdnet.inference.torch_backend import TorchBackend
@@ -34,7 +34,7 @@ def exported(request, tmp_path_factory) -> tuple[PDNet, Path]:
     """A network and its file; an export takes seconds."""
     network = small_network(width=16, **KINDS[request.param])
     path = tmp_path_factory.mktemp("export") / "pdnet.onnx"
-    export_pair(network, path, size=SIZE, opset=18, metadata=METADATA)
+    export_pair(network, path, Form(SIZE, 18, metadata=METADATA))
     return network, path
 
 
@@ -65,7 +65,11 @@ def test_file_is_valid_and_says_what_it_is(exported):
     network, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.key: entry.value for entry in model.metadata_props} == METADATA
+    assert {entry.key: entry.value for entry in model.metadata_props} == METADATA | {
+        "size": str(SIZE),
+        "references": str(network.config.references),
+        "precision": "fp32",
+    }
     assert {opset.domain: opset.version for opset in model.opset_import}[""] == 18
     N = network.config.references
     assert shapes(model.graph.input) == {
@@ -102,7 +106,7 @@ def streaming(request, tmp_path_factory) -> tuple[PDNet, Path]:
     """A network and the folder of its two files."""
     network = small_network(width=16, **KINDS[request.param])
     folder = tmp_path_factory.mktemp("streaming")
-    export_streaming(network, folder, size=SIZE, opset=18, metadata=METADATA)
+    export_streaming(network, folder, Form(SIZE, 18, metadata=METADATA))
     return network, folder
 
 
@@ -147,7 +151,8 @@ def test_streaming_files_are_valid_and_say_what_they_are(streaming):
     for model in (encoder, segmenter):
         onnx.checker.check_model(model, full_check=True)
         facts = {entry.key: entry.value for entry in model.metadata_props}
-        assert facts == METADATA | {"references": str(network.config.references)}
+        own = {"size": str(SIZE), "references": str(network.config.references), "precision": "fp32"}
+        assert facts == METADATA | own
         assert {opset.domain: opset.version for opset in model.opset_import}[""] == 18
     image, tokens = {"image": ["batch", 3, SIZE, SIZE]}, [3, (SIZE // 16) ** 2, 4]
     assert shapes(encoder.graph.input) == image
@@ -168,14 +173,14 @@ def test_streaming_files_are_valid_and_say_what_they_are(streaming):
 @pytest.mark.parametrize("streaming", ["one reference"], indirect=True)
 def test_the_same_network_gives_the_same_streaming_files(streaming, tmp_path):
     network, folder = streaming
-    export_streaming(network, tmp_path, size=SIZE, opset=18, metadata=METADATA)
+    export_streaming(network, tmp_path, Form(SIZE, 18, metadata=METADATA))
     for name in (REFERENCE_ENCODER, SEGMENTER):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_network_that_refers_to_nothing_has_no_streaming_pair(tmp_path):
     with pytest.raises(ExportError, match=r"a network without IPDA has no features of a reference to stream with$"):
-        export_streaming(small_network(ipda=False), tmp_path, size=SIZE, opset=18, metadata={})
+        export_streaming(small_network(ipda=False), tmp_path, Form(SIZE, 18))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,7 +203,7 @@ def test_streaming_files_in_each_others_place(streaming, tmp_path):
     model = onnx.load(folder / SEGMENTER)
     del model.metadata_props[:]
     onnx.save(model, segmenter)
-    with pytest.raises(ExportError, match=r"does not say its number of references; expected it as metadata$"):
+    with pytest.raises(ExportError, match=r"does not say its 'references'; expected a number as metadata$"):
         StreamingBackend(tmp_path)
 
 
@@ -250,7 +255,7 @@ def test_an_opset_that_cannot_be_had_writes_nothing(tmp_path):
     path = tmp_path / "pdnet.onnx"
     path.write_bytes(b"the old file")
     with pytest.raises(ExportError) as caught:
-        export_pair(small_network(ipda=False), path, size=SIZE, opset=2, metadata={})
+        export_pair(small_network(ipda=False), path, Form(SIZE, 2))
     assert str(caught.value) == f"{path}: the network cannot be written with opset 2, only with 18"
     assert path.read_bytes() == b"the old file"
     assert list(tmp_path.iterdir()) == [path]

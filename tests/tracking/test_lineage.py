@@ -125,7 +125,7 @@ def write_second_run(root: Path) -> dict[str, Path]:
     (folders["tensorrt"] / "pdnet.engine").write_text("a plan")
     write_json(
         folders["tensorrt"] / "parity.json",
-        parity
+        {key: value for key, value in parity.items() if key != "streaming"}
         | {
             "max_probability_difference": 5e-4,
             "tensorrt": {"jf_mean": 0.857},
@@ -308,6 +308,48 @@ def test_the_champion_by_its_alias(registry: Registry) -> None:
     assert "version 1 refused by" in text
     assert "champion none -> version 1" in text
     assert "dance is 9.00 worse" in text
+
+
+def test_files_in_other_precisions_and_engines_that_stream_are_told_too(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    folders = write_second_run(tmp_path / "run")
+    written = add_other_forms(folders["export"], folders["tensorrt"])
+    register(folders, CHANGED)
+    exports = {each["file"]: each for each in lineage("tiny/1")["exports"]}
+    assert set(exports) == {*GRAPHS, "tensorrt/pdnet.engine", *written}
+    for name, path in written.items():
+        assert exports[name]["sha256"] == file_digest(path)
+        assert exports[name]["bytes"] == path.stat().st_size
+    assert [exports[f"{form}/segmenter.onnx"]["agreement"]["jf_mean"] for form in ("fp16", "int8")] == [0.854, 0.844]
+    assert exports["tensorrt/segmenter.engine"]["agreement"]["jf_mean"] == 0.834
+    assert exports["tensorrt/segmenter.engine"]["agreement"]["device"] == "Example GPU"
+    rows = {line.split()[0]: line.split()[1] for line in show_lineage(version="tiny/1").splitlines() if line.split()}
+    assert {name: rows[name] for name in written} == {name: file_digest(path)[:16] for name, path in written.items()}
+
+
+def add_other_forms(export: Path, tensorrt: Path) -> dict[str, Path]:
+    """Let a run have graphs in fp16 and int8, and engines that stream; the files by their names in the release."""
+    written = {f"{form}/{name}": export / form / name for form in ("fp16", "int8") for name in GRAPHS}
+    written |= {f"tensorrt/{name}.engine": tensorrt / f"{name}.engine" for name in ("reference_encoder", "segmenter")}
+    for name, path in written.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    figures = {"max_probability_difference": 0.03, "mean_probability_difference": 1e-4, "mask_agreement": 0.999}
+    graphs, engines = read_json(export / "parity.json"), read_json(tensorrt / "parity.json")
+    graphs["precisions"] = {}
+    for form, jf_mean in (("fp16", 0.854), ("int8", 0.844)):
+        compared = figures | {"onnx": {"jf_mean": jf_mean}}
+        streams = {name: file_digest(export / form / name) for name in GRAPHS[1:]}
+        pair = compared | {"sha256": file_digest(export / form / GRAPHS[0])}
+        graphs["precisions"][form] = {"pair": pair, "streaming": compared | {"files": streams}}
+    files = {path.name: file_digest(path) for path in written.values() if path.suffix == ".engine"}
+    engines["streaming"] = figures | {"tensorrt": {"jf_mean": 0.834}, "files": files}
+    write_json(export / "parity.json", graphs)
+    write_json(tensorrt / "parity.json", engines)
+    return written
 
 
 def test_the_command_line(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ from tiny_profile import decided_network, tiny_config, write_params
 from pdnet import steps
 from pdnet.cli import main
 from pdnet.config import load_yaml, to_mapping
-from pdnet.errors import ConfigError
+from pdnet.errors import ConfigError, DataError
 from pdnet.files import file_digest, folder_digest, read_json, write_json
 from pdnet.steps.promote import judge_and_promote
 from pdnet.steps.rescore import rescore
@@ -333,6 +333,99 @@ def test_a_release_shows_its_scores_its_speed_and_every_exported_file(tmp_path: 
     )
     reasons = judge(found, None, PromotionPolicy()).reasons
     assert [reason.split(": ")[0] for reason in reasons] == ["reference_encoder.onnx, segmenter.onnx", "pdnet.engine"]
+
+
+def with_other_precisions(folders: Mapping[str, Path], tensorrt: Path) -> None:
+    """Let a run have int8 graphs, and engines in fp16 built from graphs of that form."""
+    export = folders["export"]
+    files = {}
+    for precision in ("fp16", "int8"):
+        (export / precision).mkdir()
+        for name in ("pdnet.onnx", "reference_encoder.onnx", "segmenter.onnx"):
+            (export / precision / name).write_text(f"{precision} {name}")
+            files[f"{precision}/{name}"] = file_digest(export / precision / name)
+
+    def compared(precision: str, difference: float, jf_mean: float) -> dict[str, Any]:
+        figures = {"max_probability_difference": difference, "onnx": {"jf_mean": jf_mean}}
+        streams = {name: files[f"{precision}/{name}"] for name in ("reference_encoder.onnx", "segmenter.onnx")}
+        pair = figures | {"sha256": files[f"{precision}/pdnet.onnx"]}
+        return {"pair": pair, "streaming": figures | {"files": streams}}
+
+    bounds = {
+        "fp32": {"max_probability_difference": 1.0, "max_jf_difference": 100.0},
+        "fp16": {"max_probability_difference": 0.05, "max_jf_difference": 0.1},
+        "int8": {"max_probability_difference": 1.0, "max_jf_difference": 0.5},
+    }
+    precisions = {"fp16": compared("fp16", 0.03, 0.8995), "int8": compared("int8", 0.7, 0.896)}
+    change(export / "parity.json", precisions=precisions, bounds=bounds)
+    tensorrt.mkdir()
+    digests = {}
+    for name in ("pdnet.engine", "reference_encoder.engine", "segmenter.engine"):
+        (tensorrt / name).write_text(name)
+        digests[name] = file_digest(tensorrt / name)
+    figures = {"max_probability_difference": 0.04, "tensorrt": {"jf_mean": 0.9}}
+    write_json(
+        tensorrt / "parity.json",
+        figures
+        | {
+            "sha256": digests.pop("pdnet.engine"),
+            "onnx_sha256": files["fp16/pdnet.onnx"],
+            "torch": {"jf_mean": 0.9},
+            "streaming": figures | {"files": digests},
+            "sources": {name: sha256 for name, sha256 in files.items() if name.startswith("fp16")},
+            "precision": "fp16",
+            "bounds": bounds,
+        },
+    )
+    write_json(tensorrt / "run.json", {"step": "export_tensorrt"})
+
+
+def test_files_in_other_number_formats_are_held_against_their_own_bounds(tmp_path: Path) -> None:
+    folders, tensorrt = write_run(tmp_path / "run", scores(90.0)), tmp_path / "tensorrt"
+    with_other_precisions(folders, tensorrt)
+    found = evidence_of(folders, tmp_path / "release", tensorrt=tensorrt)
+    assert found.exports == (
+        Parity("pdnet.onnx", 1e-5, 0.0),
+        Parity("fp16/pdnet.onnx", 0.03, 0.05, (0.05, 0.1)),
+        Parity("fp16/reference_encoder.onnx, fp16/segmenter.onnx", 0.03, 0.05, (0.05, 0.1)),
+        Parity("int8/pdnet.onnx", 0.7, 0.4, (1.0, 0.5)),
+        Parity("int8/reference_encoder.onnx, int8/segmenter.onnx", 0.7, 0.4, (1.0, 0.5)),
+        Parity("pdnet.engine", 0.04, 0.0, (0.05, 0.1)),
+        Parity("reference_encoder.engine, segmenter.engine", 0.04, 0.0, (0.05, 0.1)),
+    )
+    assert judge(found, None, PromotionPolicy()).promoted
+    worse = dataclasses.replace(found, exports=(Parity("int8/pdnet.onnx", 0.7, 0.6, (1.0, 0.5)),))
+    (reason,) = judge(worse, None, PromotionPolicy()).reasons
+    assert reason == "int8/pdnet.onnx: 0.7 in probability and 0.60 in J&F from the network, allowed 1 and 0.5"
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ("export/int8/segmenter.onnx", r"int8/segmenter\.onnx: its SHA-256 is \w+; as compared \(.*parity\.json\)"),
+        (
+            "tensorrt/segmenter.engine",
+            r"segmenter\.engine: its SHA-256 is \w+; as compared \(.*tensorrt/parity\.json\)",
+        ),
+        ("sources", r"fp16/pdnet\.onnx: its SHA-256 is \w+; as built into the engine \(.*\) it was 0000"),
+        ("precisions", r"fp16/pdnet\.onnx: its SHA-256 is not on record; as built into the engine"),
+        ("missing", r"reference_encoder\.engine: no such file"),
+    ],
+)
+def test_a_release_holds_the_engines_and_graphs_that_were_compared(tmp_path: Path, changed: str, reason: str) -> None:
+    folders, tensorrt = write_run(tmp_path / "run", scores(90.0)), tmp_path / "tensorrt"
+    with_other_precisions(folders, tensorrt)
+    if changed == "sources":
+        change(tensorrt / "parity.json", sources={"fp16/pdnet.onnx": "0000"})
+    elif changed == "precisions":
+        change(folders["export"] / "parity.json", precisions={})
+    elif changed == "missing":
+        (tensorrt / "reference_encoder.engine").unlink()
+    else:
+        parent, name = changed.split("/", 1)
+        (folders.get(parent, tensorrt) / name).write_text("another")
+    with pytest.raises(DataError, match=reason):
+        evidence_of(folders, tmp_path / "release", tensorrt=tensorrt)
 
 
 @pytest.mark.parametrize("facts", [{"valid": False}, {"data": {"videos": {"md5": OTHER}}}, {"data": {}}])

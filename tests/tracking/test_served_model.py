@@ -33,7 +33,7 @@ from tiny_profile import SIZE, decided_network
 from pdnet.data import streams, transforms
 from pdnet.data.io import read_image
 from pdnet.errors import ExportError
-from pdnet.export.onnx import export_streaming
+from pdnet.export.onnx import Form, export_streaming
 from pdnet.files import file_digest
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
 from pdnet.inference.session import PortraitSession
@@ -106,7 +106,7 @@ def write_real_release(folder: Path) -> Path:
     """The same of a small PDNet of two references; an export takes seconds."""
     release = folder / "release"
     release.mkdir(parents=True)
-    export_streaming(decided_network(references=2), release, size=SIZE, opset=18, metadata={})
+    export_streaming(decided_network(references=2), release, Form(SIZE, 18))
     (release / "params.yaml").write_text("evaluation: {threshold: 0.5}\n")
     return release
 

@@ -38,8 +38,8 @@ from PIL import Image
 from restartable_server import Server, closed_port
 
 from pdnet.errors import DataError, TrackingError
-from pdnet.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
 from pdnet.files import file_digest
+from pdnet.overlays import FALSE_NEGATIVE_COLOUR, FALSE_POSITIVE_COLOUR, part_colours
 from pdnet.tracking import Registration, TrackingConfig, register_model
 from pdnet.tracking.card import MAX_CARD, model_card
 from pdnet.tracking.record import MAX_PARAM, MAX_POINTS, Record, flatten, label, read_record
