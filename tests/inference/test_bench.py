@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 from collections import Counter
 from functools import partial
@@ -237,6 +238,19 @@ def test_processing_is_what_a_session_does_beside_its_network(model):
     assert list(found.times) == ["pre- and post-processing", "pair"]
     assert 0 < found.ratio("pair").median < 1
     assert largest_differences({"pair": session, "again": session}, frame) == {"pair": 0, "again": 0}
+
+
+def test_the_released_formulation_of_the_benchmark_is_the_same_function(model):
+    path = Path(__file__).parents[2] / "benchmarks" / "inference.py"
+    spec = importlib.util.spec_from_file_location("benchmark_inference", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    first, frame = some_frame(), np.ascontiguousarray(some_frame()[:, ::-1])
+    ours = PortraitSession(open_pair(model.parent, device=CPU), reference=first)
+    theirs = PortraitSession(benchmark.ReleasedFormulation(model.parent), reference=first)
+    wanted, found = (session.step(frame).probability for session in (ours, theirs))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    assert wanted.std() > 0.001
 
 
 def test_peak_memory_is_of_a_process_of_its_own(model):
