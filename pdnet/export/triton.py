@@ -25,15 +25,17 @@ MAX_BATCH = 8
 
 
 class Tensor(NamedTuple):
-    """An input or output of a graph, float32.
+    """An input or output of a graph.
 
     Attributes:
         name: in graph and configuration.
-        dims: its axes after the batch; -1 for any length.
+        kind: its numbers, as Triton calls them: `FP32`, `UINT8`.
+        axes: those after the batch; their names where they are of any length.
     """
 
     name: str
-    dims: tuple[int, ...]
+    kind: str
+    axes: tuple[int | str, ...]
 
 
 class Graph(NamedTuple):
@@ -108,7 +110,8 @@ def read_graph(path: Path) -> Graph:
 
     def tensor(value: Any) -> Tensor:
         _, *axes = value.type.tensor_type.shape.dim
-        return Tensor(value.name, tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in axes))
+        kind = "UINT8" if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 else "FP32"
+        return Tensor(value.name, kind, tuple(_axis(axis) for axis in axes))
 
     facts = {entry.key: entry.value for entry in content.metadata_props}
     return Graph([tensor(x) for x in content.graph.input], [tensor(x) for x in content.graph.output], facts)
@@ -125,7 +128,7 @@ def configuration(name: str, graph: Graph, facts: dict[str, str]) -> str:
 
     def tensors(field: str, entries: list[Tensor]) -> str:
         lines = (
-            f"  {{ name: {_quoted(entry.name)} data_type: TYPE_FP32 dims: [ {', '.join(map(str, entry.dims))} ] }}"
+            f"  {{ name: {_quoted(entry.name)} data_type: TYPE_{entry.kind} dims: [ {_dims(entry)} ] }}"
             for entry in entries
         )
         return f"{field} [\n" + ",\n".join(lines) + "\n]"
@@ -152,9 +155,13 @@ instance_group [
 
 def manual(encoder: Graph, segmenter: Graph, model: str, version: str) -> str:
     """The README of a repository."""
-    size, references = encoder.inputs[0].dims[-1], int(segmenter.facts.get("references", 1))
+    size, references = (
+        int(encoder.facts.get("size", encoder.inputs[0].axes[-1])),
+        int(segmenter.facts.get("references", 1)),
+    )
+    raw = encoder.inputs[0].kind == "UINT8"
     rows = "\n".join(
-        f"| `{name}` | {side} | `{tensor.name}` | {' x '.join(('batch', *map(_axis, tensor.dims)))} |"
+        f"| `{name}` | {side} | `{tensor.name}` | {tensor.kind} | {' x '.join(('batch', *map(str, tensor.axes)))} |"
         for name, graph in (("reference_encoder", encoder), ("segmenter", segmenter))
         for side, tensors in (("in", graph.inputs), ("out", graph.outputs))
         for tensor in tensors
@@ -170,6 +177,18 @@ frame just segmented: keep them for later, no frame is encoded twice. References
         else ""
     )
     mean, std = (f"np.array({list(channels)}, np.float32)" for channels in (MEAN, STD))
+    normalised = (
+        "the graphs normalise them"
+        if raw
+        else "scaled to 0..1, then normalised by ImageNet's mean and standard deviation"
+    )
+    prepared = (
+        "    return square[np.newaxis]"
+        if raw
+        else f"    mean = {mean}\n    std = {std}\n"
+        "    return ((square / 255 - mean) / std).transpose(2, 0, 1)[np.newaxis]"
+    )
+    dtype, kind = ("np.uint8", "UINT8") if raw else ("np.float32", "FP32")
     key, value = FEATURES
     return f"""\
 # {model}, version {version}, for Triton
@@ -182,13 +201,14 @@ Written by `pdnet export triton {model}/{version}`. `reference_encoder` runs onc
 
 On a machine without a GPU leave out `--gpus all` and write `KIND_CPU` for `KIND_GPU` in both `config.pbtxt`.
 
-| model | | tensor, float32 | shape |
-|---|---|---|---|
+| model | | tensor | numbers | shape |
+|---|---|---|---|---|
 {rows}
 {several}
-Frames are RGB, resized to {size} x {size} whatever their shape (bilinear, area-aware: Pillow), scaled to 0..1, then
-normalised by ImageNet's mean and standard deviation. `{OUTPUT}` is portrait from 0.5 on; for a mask with a fine
-contour resize it to the frame (bilinear, corners aligned) before comparing.
+Frames are RGB, resized to {size} x {size} whatever their shape (bilinear, area-aware: Pillow);
+{normalised}.
+`{OUTPUT}` is portrait from 0.5 on; for a mask with a fine contour resize it to the frame (bilinear, corners
+aligned) before comparing.
 
 ```python
 import numpy as np
@@ -199,14 +219,13 @@ server = triton.InferenceServerClient("localhost:8000")
 
 
 def prepare(frame):  # (H, W, 3) uint8 RGB
-    square = np.asarray(Image.fromarray(frame).resize(({size}, {size}), Image.Resampling.BILINEAR), np.float32)
-    mean = {mean}
-    std = {std}
-    return ((square / 255 - mean) / std).transpose(2, 0, 1)[np.newaxis]
+    square = np.asarray(Image.fromarray(frame).resize(({size}, {size}), Image.Resampling.BILINEAR), {dtype})
+{prepared}
 
 
 def ask(model, **tensors):
-    inputs = [triton.InferInput(name, list(tensor.shape), "FP32") for name, tensor in tensors.items()]
+    kinds = {{name: "{kind}" if name == "image" else "FP32" for name in tensors}}
+    inputs = [triton.InferInput(name, list(tensor.shape), kinds[name]) for name, tensor in tensors.items()]
     for given, tensor in zip(inputs, tensors.values()):
         given.set_data_from_numpy(tensor)
     return server.infer(model, inputs)
@@ -221,8 +240,15 @@ def segment(frames):  # of one clip
 """
 
 
-def _axis(length: int) -> str:
-    return "references" if length < 0 else str(length)
+def _axis(axis: Any) -> int | str:
+    """Its length, or its name; `any` where it follows from others."""
+    if axis.HasField("dim_value"):
+        return int(axis.dim_value)
+    return str(axis.dim_param) if axis.dim_param.isidentifier() else "any"
+
+
+def _dims(tensor: Tensor) -> str:
+    return ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in tensor.axes)
 
 
 def _quoted(text: str) -> str:

@@ -65,7 +65,8 @@ _EXPECTED_VIDEO = "expected an encoded video (MP4, MOV, WebM, MKV, AVI, MPEG)"
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
-Kept = tuple[FloatArray, ...]
+NetworkInput = FloatArray | UInt8Array
+Kept = tuple[NetworkInput, ...]
 Turn = tuple[float, float, float, float]
 
 
@@ -74,17 +75,19 @@ class Network(Protocol):
 
     Attributes:
         size: side S of the square inputs.
+        raw: whether images are (1, S, S, 3) uint8 instead of (1, 3, S, S) float32, normalised.
         references: N.
     """
 
     size: int
+    raw: bool
     references: int
 
-    def remember(self, image: FloatArray) -> Kept:
-        """What is kept of a clip's first frame, (1, 3, S, S)."""
+    def remember(self, image: NetworkInput) -> Kept:
+        """What is kept of a clip's first frame."""
 
-    def segment(self, image: FloatArray, references: list[Kept]) -> tuple[FloatArray, Kept]:
-        """(1, 3, S, S) and N references -> probability (S, S) in 0..1, and what is kept of this frame, if anything."""
+    def segment(self, image: NetworkInput, references: list[Kept]) -> tuple[FloatArray, Kept]:
+        """An image and N references -> probability (S, S) in 0..1, and what is kept of this frame, if anything."""
 
 
 class Streaming:
@@ -92,16 +95,16 @@ class Streaming:
 
     def __init__(self, release: Path) -> None:
         self.encoder, self.segmenter = open_graph(release / ENCODER), open_graph(release / SEGMENTER)
-        self.size = int(self.segmenter.get_inputs()[0].shape[-1])
+        self.size, self.raw = image_of(self.segmenter, "image")
         made = {node.name for node in self.segmenter.get_outputs()}
         self.outputs = [name for name in ("probability", "own_key", "own_value") if name in made]
         self.references = int(self.segmenter.get_modelmeta().custom_metadata_map["references"])
 
-    def remember(self, image: FloatArray) -> Kept:
+    def remember(self, image: NetworkInput) -> Kept:
         """Key and value of the first frame."""
         return tuple(self.encoder.run(["key", "value"], {"image": image}))
 
-    def segment(self, image: FloatArray, references: list[Kept]) -> tuple[FloatArray, Kept]:
+    def segment(self, image: NetworkInput, references: list[Kept]) -> tuple[FloatArray, Kept]:
         """See `Network`; key and value of the frame itself come from networks of several references alone."""
         key, value = (np.concatenate(frames, axis=1) for frames in zip(*references, strict=True))
         probability, *own = self.segmenter.run(self.outputs, {"image": image, "key": key, "value": value})
@@ -114,19 +117,26 @@ class Pair:
     def __init__(self, release: Path) -> None:
         self.graph = open_graph(release / PAIR)
         shapes = {node.name: node.shape for node in self.graph.get_inputs()}
-        self.size = int(shapes["target"][-1])
+        self.size, self.raw = image_of(self.graph, "target")
         self.references = int(shapes["reference"][1]) if len(shapes["reference"]) == 5 else 1
 
-    def remember(self, image: FloatArray) -> Kept:
+    def remember(self, image: NetworkInput) -> Kept:
         """The frame itself."""
         return (image,)
 
-    def segment(self, image: FloatArray, references: list[Kept]) -> tuple[FloatArray, Kept]:
+    def segment(self, image: NetworkInput, references: list[Kept]) -> tuple[FloatArray, Kept]:
         """See `Network`."""
         images = [image for (image,) in references]
-        reference = images[0] if self.references == 1 else np.stack(images, axis=1)  # (1, N, 3, S, S)
+        reference = images[0] if self.references == 1 else np.stack(images, axis=1)  # (1, N, *image)
         (probability,) = self.graph.run(["probability"], {"target": image, "reference": reference})
         return probability[0, 0], (image,)
+
+
+def image_of(graph: Any, name: str) -> tuple[int, bool]:
+    """Side S of a graph's images, that of the training where any is taken, and whether they are uint8 (S, S, 3)."""
+    (axes,) = (node.shape for node in graph.get_inputs() if node.name == name)
+    side = axes[2] if isinstance(axes[2], int) else graph.get_modelmeta().custom_metadata_map["size"]
+    return int(side), axes[-1] == 3
 
 
 def open_network(release: Path) -> Network:
@@ -208,7 +218,7 @@ class ServedModel(PythonModel):
         for position, frame in enumerate(frames):
             if position == self.longest_clip:
                 raise refusal(f"{where}: more than {self.longest_clip:,} frames; expected a shorter clip")
-            image = to_input(frame, self.network.size)
+            image = to_input(frame, self.network.size, raw=self.network.raw)
             if first is None:
                 first = self.network.remember(image)
             # No reference lies before the first frame.
@@ -347,9 +357,11 @@ def upright(image: UInt8Array, turn: Turn) -> UInt8Array:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def to_input(frame: UInt8Array, size: int) -> FloatArray:
-    """(H, W, 3) uint8 RGB -> (1, 3, size, size), normalised."""
+def to_input(frame: UInt8Array, size: int, *, raw: bool) -> NetworkInput:
+    """(H, W, 3) uint8 RGB -> (1, 3, size, size), normalised; or (1, size, size, 3) uint8, `raw`."""
     small = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR))
+    if raw:
+        return small[None]
     scaled = (small.astype(np.float32) - np.float32(255) * np.array(MEAN, np.float32)) / (
         np.float32(255) * np.array(STD, np.float32)
     )

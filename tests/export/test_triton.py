@@ -140,6 +140,8 @@ class Server:
         given = {entry.name: entry for entry in inputs}
         assert set(given) == {entry.name for entry in told.input}
         for entry in told.input:
+            kinds = type(told).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
+            assert entry.data_type == kinds[f"TYPE_{given[entry.name].datatype}"].number
             batch, *axes = given[entry.name].data.shape
             assert 1 <= batch <= told.max_batch_size
             assert len(axes) == len(entry.dims)
@@ -151,12 +153,11 @@ class Server:
 
 class Input:
     def __init__(self, name: str, shape: list[int], datatype: str) -> None:
-        assert datatype == "FP32"
-        self.name, self.shape = name, shape
+        self.name, self.shape, self.datatype = name, shape, datatype
         self.data = np.empty(0)
 
     def set_data_from_numpy(self, tensor: np.ndarray) -> None:
-        assert tensor.dtype == np.float32
+        assert tensor.dtype == {"FP32": np.float32, "UINT8": np.uint8}[self.datatype]
         assert list(tensor.shape) == self.shape
         self.data = tensor
 
@@ -217,8 +218,8 @@ def test_the_readme_says_what_goes_in_and_out(repository: Path):
     text = (repository / "README.md").read_text()
     assert text.startswith("# pdnet, version 3, for Triton\n")
     shape = " x ".join(["batch", "references", *map(str, TOKENS)])
-    assert f"| `segmenter` | in | `key` | {shape} |" in text
-    assert f"| `segmenter` | out | `probability` | batch x 1 x {SIZE} x {SIZE} |" in text
+    assert f"| `segmenter` | in | `key` | FP32 | {shape} |" in text
+    assert f"| `segmenter` | out | `probability` | FP32 | batch x 1 x {SIZE} x {SIZE} |" in text
     assert "own_key" not in text
     assert all(len(line) <= 120 for line in text.splitlines())
 
@@ -232,9 +233,32 @@ def test_a_network_of_two_references_hands_out_its_own_features(tmp_path: Path):
     write_repository(write_release(tmp_path / "release", export), tmp_path / "out", model="pdnet", version="4")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "refers to 2 frames" in text
-    assert "| `segmenter` | out | `own_key` | batch x 1 x " in text
+    assert "| `segmenter` | out | `own_key` | FP32 | batch x 1 x " in text
     found = configuration(tmp_path / "out" / "segmenter" / "config.pbtxt")
     assert tensors(found.output)[1:] == [*MAPS, *((name, [1, *TOKENS]) for name in ("own_key", "own_value"))]
+
+
+def test_graphs_that_take_frames_of_any_size(
+    clip: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="needs the package 'tritonclient[grpc]'")
+    export, out = tmp_path / "export", tmp_path / "out"
+    export.mkdir()
+    export_streaming(decided_network(), export, Form(SIZE, 18, input="frames", any_size=True))
+    digests = {f"{name}.onnx": file_digest(export / f"{name}.onnx") for name in NAMES}
+    write_json(export / "parity.json", {"streaming": {"files": digests}})
+    write_repository(write_release(tmp_path / "release", export), out, model="pdnet", version="5")
+    text = (out / "README.md").read_text()
+    assert "| `segmenter` | in | `image` | UINT8 | batch x height x width x 3 |" in text
+    assert "| `segmenter` | in | `key` | FP32 | batch x references x 3 x tokens x 4 |" in text
+    assert "the graphs normalise them" in text
+    found = configuration(out / "segmenter" / "config.pbtxt")
+    assert found.input[0].data_type == schema.TYPE_UINT8
+    assert tensors(found.input) == [("image", [-1, -1, 3]), ("key", [-1, 3, -1, 4]), ("value", [-1, 3, -1, 4])]
+    ours = PortraitSession(TorchBackend(decided_network(), size=SIZE), reference=clip[0])
+    for frame, mask in zip(clip, client(out, monkeypatch)["segment"](clip), strict=True):
+        wanted = ours.infer(ours.to_input(frame)).probability[0, 0].numpy()
+        np.testing.assert_allclose(mask, wanted, rtol=0, atol=1e-4)
 
 
 # The command

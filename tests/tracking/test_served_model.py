@@ -102,11 +102,11 @@ def write_release(folder: Path, *, references: int = 1, streaming: bool = True) 
     return release
 
 
-def write_real_release(folder: Path) -> Path:
+def write_real_release(folder: Path, form: Form) -> Path:
     """The same of a small PDNet of two references; an export takes seconds."""
     release = folder / "release"
     release.mkdir(parents=True)
-    export_streaming(decided_network(references=2), release, Form(SIZE, 18))
+    export_streaming(decided_network(references=2), release, form)
     (release / "params.yaml").write_text("evaluation: {threshold: 0.5}\n")
     return release
 
@@ -190,12 +190,15 @@ class Served:
         return self.model.predict(pd.DataFrame({"clip": list(cells)}), params=params or None)
 
 
-@pytest.fixture(scope="module", params=["1 pair", "1 streaming", "2 pair", "2 streaming", "PDNet"])
+FORMS = {"PDNet": Form(SIZE, 18), "PDNet, frames of any size": Form(SIZE, 18, input="frames", any_size=True)}
+
+
+@pytest.fixture(scope="module", params=["1 pair", "1 streaming", "2 pair", "2 streaming", *FORMS])
 def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """One and two references, the pair graph and those that stream; and a small PDNet."""
+    """One and two references, the pair graph and those that stream; and a small PDNet in two forms."""
     folder = tmp_path_factory.mktemp("each")
-    if request.param == "PDNet":
-        return Served(write_real_release(folder))
+    if request.param in FORMS:
+        return Served(write_real_release(folder, FORMS[request.param]))
     references, graphs = request.param.split()
     return Served(write_release(folder, references=int(references), streaming=graphs == "streaming"))
 
