@@ -76,7 +76,8 @@ def unchanged(text: str) -> list[str]:
 def clone(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The project's files, data of our own, nothing built."""
     space = Workspace(tmp_path_factory.mktemp("clone"))
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", "benchmarks/results/ablation-ipda.json"):
+    needed = ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config")
+    for name in (*needed, "configs/export.yaml", "benchmarks/results/ablation-ipda.json"):
         (space.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, space.root / name)
     shutil.copytree(ROOT / "pdnet", space.root / "pdnet", ignore=shutil.ignore_patterns("__pycache__"))

@@ -389,7 +389,9 @@ def test_where_nothing_is_written(drawn, model, tmp_path):
     wanted = f"{tmp_path / 'folder.mp4'}: a folder; expected the path of a video to write"
     assert fails(clip, tmp_path / "folder.mp4", model) == wanted
     assert ": cannot be written (" in fails(clip, tmp_path / "file" / "out.mp4", model)
-    assert ": holds other files; expected " in fails(clip, tmp_path, model)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "other").write_text("")
+    assert ": holds other files; expected " in fails(clip, tmp_path / "full", model)
 
 
 def test_real_videos(shared, model, tmp_path):
