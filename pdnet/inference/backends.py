@@ -66,7 +66,7 @@ def open_backend(model: Path, *, name: str = "auto", device: str = "auto", preci
     found = _found(model)
     if name != "auto":
         return _open(name, found, model, place, precision)
-    backend, hint = _fastest(found, model, place, precision)
+    backend, hint = _fastest(found, model, place, precision, asked=device)
     logger.info("runs by %s%s", backend.name, f" ({hint})" if hint else "")
     return backend
 
@@ -101,15 +101,20 @@ def _open(name: str, found: _Found, model: Path, device: torch.device, precision
     return _graphs(found.graphs, model, device, name, precision)
 
 
-def _fastest(found: _Found, model: Path, device: torch.device, precision: str) -> tuple[Backend, str]:
+def _fastest(found: _Found, model: Path, device: torch.device, precision: str, *, asked: str) -> tuple[Backend, str]:
     """The fastest backend that runs what there is; and why not TensorRT on a GPU, or what would be faster on a CPU."""
     name, hint = _fastest_on_cpu(found.weights, found.graphs, device)
     if device.type == "cuda":
         try:
             return _open("tensorrt", found, model, device, precision), ""
         except (ConfigError, DataError, ExportError, UnavailableError) as error:
+            if found.weights is found.graphs is None:
+                raise
             hint = f"not by TensorRT: {error}"
-        name = "torch" if found.weights else name
+        if found.weights:
+            name = "torch"
+        elif asked == "auto":
+            device = torch.device("cpu")  # where graphs run
     return _open(name, found, model, device, precision), hint
 
 

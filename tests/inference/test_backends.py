@@ -180,6 +180,23 @@ def test_auto_says_why_it_is_not_tensorrt(engines, monkeypatch, caplog, change, 
     assert caplog.messages == [f"runs by torch, fp32 (not by TensorRT: {why.format(engines)})"]
 
 
+def test_graphs_alone_run_on_the_cpu_of_a_gpu_machine(engines, caplog):
+    shutil.rmtree(engines / "tensorrt")
+    (engines / "model.safetensors").unlink()
+    with caplog.at_level(logging.INFO, "pdnet.inference"):
+        backend = open_backend(engines, precision="fp32")
+    assert backend.name in ("OpenVINO, fp32", "ONNX Runtime, fp32")
+    assert caplog.messages[0].startswith(f"runs by {backend.name} (not by TensorRT: {engines}: holds no ")
+    with pytest.raises(UnavailableError, match="runs on the CPU here, not on cuda"):
+        open_backend(engines, device="cuda")
+
+
+def test_engines_alone_say_what_keeps_them_from_running(engines, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UnavailableError, match="a TensorRT engine cannot be run here: needs the package 'tensorrt'"):
+        open_backend(engines / "tensorrt")
+
+
 def test_what_tensorrt_cannot_do_is_said(engines, release):
     assert open_backend(engines, name="tensorrt").name == "TensorRT, fp16"
     with pytest.raises(ConfigError, match="compute in fp16, not bf16"):
