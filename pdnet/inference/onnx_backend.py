@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ class StreamingBackend:
 
         def opened(path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> _Graph:
             graph = _by_openvino(_present(path), bf16=bf16) if openvino else _by_onnxruntime(_present(path))
+            _trim()
             _check(path, graph, inputs, outputs)
             return graph
 
@@ -119,6 +121,7 @@ class StreamingBackend:
     def encode(self, image: Tensor) -> Features:
         """Key and value of reference frames."""
         found = self._encoder.run({"image": image.numpy()})
+        self._encoder.rest()
         return tuple(torch.from_numpy(found[name]) for name in _FEATURES)
 
     def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
@@ -140,6 +143,13 @@ class _Graph(NamedTuple):
     outputs: tuple[str, ...]
     facts: Mapping[str, str]  #: of the metadata of the file, what `_number` asks for
     run: Callable[[_Arrays], _Arrays]
+    rest: Callable[[], None] = lambda: None  #: gives back what only a next frame would need, until it comes
+
+
+def _trim() -> None:
+    """Give back what the reading of a file took: the C library keeps as much as the weights for itself."""
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _present(path: Path) -> Path:
@@ -217,7 +227,7 @@ def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
     for key in ("references", "size", "precision"):
         with contextlib.suppress(RuntimeError):  # OpenVINO's word for a key that is not there
             facts[key] = str(model.get_rt_info(["framework", key]).value)
-    return _Graph(inputs, names, facts, run)
+    return _Graph(inputs, names, facts, run, compiled.release_memory)
 
 
 @functools.cache

@@ -161,4 +161,4 @@ def _open_video(
             yield clip.frames(), video.write
     else:
         with write_video(out, clip.facts, transparent=transparent, sounds=clip.sounds) as video:
-            yield clip.frames(video.copy), video.write
+            yield clip.frames(video.add_sound), video.write

@@ -46,9 +46,12 @@ class TorchBackend:
         self._encoder, segmenter = ReferenceEncoder(self.network), Segmenter(self.network)
         self._outputs = segmenter.outputs
         self._segmenter: Callable[..., tuple[Tensor, ...]] = segmenter
+        self._overwrites = False
         if compiled:
             mode = "max-autotune" if self.device.type == "cuda" else None
             options: dict[str, Any] = {"mode": mode} if mode else {"options": {"freezing": True}}
+            # The next frame is written where this one is, and a session keeps the features of some.
+            self._overwrites = mode is not None
             self._segmenter = torch.compile(segmenter, dynamic=False, **options)
 
     def encode(self, image: Tensor) -> Features:
@@ -63,6 +66,8 @@ class TorchBackend:
             key, value = references[0] if len(references) == 1 else map(_join, zip(*references, strict=True))
             found = dict(zip(self._outputs, self._segmenter(self._input(image), key, value), strict=True))
             own = (found["own_key"], found["own_value"]) if "own_key" in found else None
+            if own and self._overwrites:
+                own = own[0].clone(), own[1].clone()
             probability, saliency, part_prob = (
                 found[name].cpu() if name in found else None for name in ("probability", "saliency", "part_prob")
             )

@@ -29,6 +29,8 @@ _EXPECTED = "expected a video (MP4, MOV, WebM, MKV, AVI, MPEG) or a folder of fr
 #: YUV matrices by their numbers in H.273, those of swscale for them.
 _MATRICES = {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 _LIMITED_RANGE = 1
+#: What Matroska and WebM start with, and what all of their frames stand in.
+_EBML, _SEGMENT = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067")
 
 logger = logging.getLogger("pdnet.inference")
 
@@ -57,6 +59,9 @@ TRANSPARENT = {
     ".webm": Coding("libvpx-vp9", "yuva420p", {**_VP9, "auto-alt-ref": "0"}),
     ".mov": Coding("prores_ks", "yuva444p10le", {"profile": "4444", "vendor": "apl0"}),
 }
+#: What sound is encoded in where the source's cannot be copied.
+_SOUND, _SOUND_RATE = {".webm": "libopus"}, 48000
+_OTHER_SOUND = "aac"
 
 
 class VideoReader:
@@ -130,9 +135,10 @@ class VideoReader:
         """What the first frame tells."""
         with self._open() as file:
             stream = self._stream(file)
-            # Of an MP4 or MOV that breaks off between two frames, its index alone tells.
+            # Of a file that breaks off between two frames, its index or its header alone tells.
             size = self.path.stat().st_size
-            if (end := max((entry.pos + entry.size for entry in stream.index_entries), default=0)) > size:
+            indexed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+            if (end := max(indexed, declared_size(self.path))) > size:
                 raise DataError(f"{self.path}: cut off: {size} bytes of at least {end}; expected a whole video")
             try:
                 frame = next(file.decode(stream), None)
@@ -184,8 +190,8 @@ def write_video(
         path: its suffix, one of `CODINGS`, says what is made.
         facts: of the pictures that will come, and their times.
         transparent: the pictures have an alpha channel; `path` is one of `TRANSPARENT`.
-        sounds: streams of the source whose packets `VideoWriter.copy` will get; those that this kind of file does not
-            take are left out, with a warning.
+        sounds: streams of the source whose packets `VideoWriter.add_sound` will get: copied, encoded anew where this
+            kind of file does not take them, left out with a warning where they cannot be decoded.
 
     Raises:
         DataError: the file cannot be written.
@@ -212,13 +218,25 @@ class VideoWriter:
         with self._explained():
             self._file = av.open(str(fresh), "w")
             self._stream = self._add_stream(coding)
-        self._sounds: dict[int, Stream] = {}
+        self._copied: dict[int, Stream] = {}
+        self._encoded: dict[int, av.AudioStream] = {}
         for sound in sounds:
-            try:
-                self._sounds[sound.index] = self._file.add_stream_from_template(sound)
-            except (ValueError, av.FFmpegError):
-                codec = sound.codec_context.codec.canonical_name if sound.codec_context else "of a kind that is unknown"
-                logger.warning("%s: %s takes no such sound (%s); it is left out", path, path.suffix, codec)
+            self._expect(sound)
+
+    def _expect(self, sound: Stream) -> None:
+        """Make a stream that takes the packets of another as they are, or else its samples."""
+        try:
+            self._copied[sound.index] = self._file.add_stream_from_template(sound)
+        except (ValueError, av.FFmpegError):
+            codec = sound.codec_context
+            if isinstance(codec, av.AudioCodecContext):
+                coding = _SOUND.get(self.path.suffix.lower(), _OTHER_SOUND)
+                layout = "mono" if codec.channels == 1 else "stereo"
+                stream = self._file.add_stream(coding, rate=_SOUND_RATE, layout=layout)
+                assert isinstance(stream, av.AudioStream)
+                self._encoded[sound.index] = stream
+            else:
+                logger.warning("%s: sound of an unknown kind; it is left out", self.path)
 
     def _add_stream(self, coding: Coding) -> av.VideoStream:
         facts = self.facts
@@ -253,21 +271,35 @@ class VideoWriter:
             made.pts, made.time_base, made.duration = frame.time, self.facts.time_base, frame.duration
             self._file.mux(self._stream.encode(made))
 
-    def copy(self, packet: Packet[Any]) -> None:
-        """Take a packet of sound from the source as it is."""
-        stream = self._sounds.get(packet.stream.index)
-        if stream is None:
-            return
-        if packet.pts is None:
-            packet.pts = packet.dts
-        packet.stream = stream
-        with self._explained():
-            self._file.mux(packet)
+    def add_sound(self, packet: Packet[Any]) -> None:
+        """Take a packet of sound from the source.
+
+        Raises:
+            DataError: it has to be decoded and is damaged, or the file cannot be written.
+        """
+        index = packet.stream.index
+        if index in self._encoded:
+            try:
+                decoded = packet.decode()
+            except (av.FFmpegError, ValueError) as error:
+                raise DataError(f"{self.path}: the source's sound is damaged ({_reason(error)})") from None
+            with self._explained():
+                for frame in decoded:
+                    assert isinstance(frame, av.AudioFrame)
+                    self._file.mux(self._encoded[index].encode(frame))
+        elif index in self._copied:
+            if packet.pts is None:
+                packet.pts = packet.dts
+            packet.stream = self._copied[index]
+            with self._explained():
+                self._file.mux(packet)
 
     def finish(self) -> None:
         """Write what the encoder still holds, and the file's end."""
         with self._explained():
             self._file.mux(self._stream.encode())
+            for stream in self._encoded.values():
+                self._file.mux(stream.encode())
             self._file.close()
 
     def close(self) -> None:
@@ -281,6 +313,32 @@ class VideoWriter:
             yield
         except (av.FFmpegError, ValueError) as error:
             raise DataError(f"{self.path}: cannot be written ({_reason(error)})") from None
+
+
+def declared_size(path: Path) -> int:
+    """How many bytes a video says it has: Matroska and WebM (RFC 8794, 6.1 and 11.2), AVI; 0 where it does not say."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"RIFF":
+        return 8 + int.from_bytes(head[4:8], "little")
+    if head[:4] != _EBML:
+        return 0
+    size, body = _ebml_size(head, 4)
+    segment = body + (size or 0)
+    if size is None or head[segment : segment + 4] != _SEGMENT:
+        return 0
+    size, body = _ebml_size(head, segment + 4)
+    return body + size if size is not None else 0
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
+    """A size of one to eight bytes, and where it ends: bits after the first that is 1; all 1 stands for unknown."""
+    length = 9 - data[at].bit_length() if at < len(data) else 9
+    if length > 8 or at + length > len(data):
+        return None, at
+    unknown = (1 << 7 * length) - 1
+    size = int.from_bytes(data[at : at + length], "big") & unknown
+    return (None if size == unknown else size), at + length
 
 
 def display_matrix(frame: av.VideoFrame) -> Turn:
