@@ -189,13 +189,21 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     view.add_argument("--show", choices=("parts",), help="the likeliest parts in colours, to look at")
     predict.add_argument(
         "--backend",
-        choices=("auto", "torch", "onnxruntime", "openvino"),
+        choices=("auto", "torch", "onnxruntime", "openvino", "tensorrt"),
         default="auto",
         help="what runs the network (default: auto)",
     )
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     predict.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="number format (default: auto)"
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
+        default="auto",
+        help="number format (default: auto)",
+    )
+    predict.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch.compile make kernels first (CUDA graphs on a GPU): a minute before the first frame",
     )
     predict.set_defaults(execute=_predict)
 
@@ -339,6 +347,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         backend=arguments.backend,
         device=arguments.device,
         precision=arguments.precision,
+        compiled=arguments.compile,
         background=arguments.background,
         show=arguments.show,
     )

@@ -27,6 +27,7 @@ from pdnet import __version__, cli
 from pdnet.cli import build_parser, main
 from pdnet.config import load_config, parse_config
 from pdnet.errors import PromotionError
+from pdnet.inference.backends import NAMES, PRECISIONS
 from pdnet.weights import save_model
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +225,13 @@ def commands(parser: argparse.ArgumentParser, *path: str) -> Iterator[tuple[str,
 ALL_COMMANDS = list(commands(build_parser("")))
 
 
+def test_predict_offers_every_backend_and_precision():
+    (above,) = (each for each in build_parser("")._actions if isinstance(each, argparse._SubParsersAction))
+    offered = {action.dest: action.choices for action in above.choices["predict"]._actions}
+    assert tuple(offered["backend"]) == NAMES
+    assert tuple(offered["precision"]) == PRECISIONS
+
+
 @pytest.mark.parametrize("command", ALL_COMMANDS, ids=" ".join)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -354,7 +362,7 @@ def test_a_reader_that_goes_away_before_a_table_is_no_error(judge, monkeypatch, 
 # --- the configuration
 
 
-@pytest.mark.parametrize("name", ["params.yaml", "configs/paper.yaml"])
+@pytest.mark.parametrize("name", ["params.yaml", "configs/paper.yaml", "configs/realtime.yaml"])
 def test_config_show_prints_what_reads_back(prints, name):
     out = prints("config", "show", "--params", ROOT / name)
     assert parse_config(out) == load_config(ROOT / name)

@@ -14,7 +14,7 @@ from pdnet.config import Config, config_hash, from_mapping, load_config, parse_c
 from pdnet.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-FILES = ("params.yaml", "configs/paper.yaml")
+FILES = ("params.yaml", "configs/paper.yaml", "configs/realtime.yaml")
 
 
 def leaves(mapping: dict[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -95,6 +95,13 @@ def test_defaults_of_the_dataclasses_are_the_paper_profile_too() -> None:
     ours, paper = to_mapping(Config()), to_mapping(load_config(ROOT / "configs" / "paper.yaml"))
     different = {path for (path, a), (_, b) in zip(leaves(ours), leaves(paper), strict=True) if a != b}
     assert different <= {("data", "images"), ("train", "workers")}  # places and processes, not the recipe
+
+
+def test_the_realtime_profile_trains_as_the_paper_and_runs_at_a_smaller_size() -> None:
+    realtime, paper = (to_mapping(load_config(ROOT / "configs" / f"{name}.yaml")) for name in ("realtime", "paper"))
+    different = {path for (path, a), (_, b) in zip(leaves(realtime), leaves(paper), strict=True) if a != b}
+    assert different == {("data", "size"), ("train", "size")}
+    assert realtime["train"]["size"] == paper["data"]["size"]
 
 
 def test_unknown_key_is_named_by_its_path_with_the_near_match() -> None:

@@ -15,7 +15,7 @@ from pdnet.files import read_object
 from pdnet.inference.onnx_backend import StreamingBackend
 from pdnet.inference.session import Backend
 from pdnet.inference.tensorrt_backend import REFERENCE_ENCODER, SEGMENTER, TensorRTBackend, require_tensorrt
-from pdnet.inference.torch_backend import TorchBackend
+from pdnet.inference.torch_backend import TorchBackend, require_compiler
 from pdnet.weights import load_model, model_facts
 
 #: Those that can be asked for by name.
@@ -37,7 +37,9 @@ class _Found(NamedTuple):
     engines: Path | None = None
 
 
-def open_backend(model: Path, *, name: str = "auto", device: str = "auto", precision: str = "auto") -> Backend:
+def open_backend(
+    model: Path, *, name: str = "auto", device: str = "auto", precision: str = "auto", compiled: bool = False
+) -> Backend:
     """Open a model with the backend that is asked for.
 
     `auto` takes, on a GPU, TensorRT where it is installed and there are engines of its version for this kind of GPU,
@@ -51,9 +53,11 @@ def open_backend(model: Path, *, name: str = "auto", device: str = "auto", preci
         device: `auto`, `cpu`, `cuda`, `cuda:<index>`; graphs run on the CPU, engines on a GPU.
         precision: one of `PRECISIONS`; `auto` is bf16 where the device multiplies it in hardware, and of engines the
             one that they were built in. Graphs in fp16 and int8 are files of their own.
+        compiled: let torch.compile make kernels, and CUDA graphs on a GPU; `auto` is torch then.
 
     Raises:
-        ConfigError: an unknown name or precision, or a precision that the backend does not have.
+        ConfigError: an unknown name or precision, or a precision that the backend does not have; or one that is to be
+            compiled and is not torch.
         DataError: there is nothing of the kind that the backend runs.
         CheckpointError: the model file is damaged, or does not say its input size.
         ExportError: a graph or engine is not that of a PDNet, or the engine not for this machine.
@@ -64,6 +68,11 @@ def open_backend(model: Path, *, name: str = "auto", device: str = "auto", preci
             raise ConfigError(f"{what}: '{given}', expected one of {', '.join(known)}")
     place = pick_device(device)
     found = _found(model)
+    if compiled:
+        if name not in ("auto", "torch"):
+            raise ConfigError(f"backend: '{name}' is not compiled by torch; expected torch")
+        require_compiler(place)
+        return _torch(found.weights, model, place, precision, compiled=True)
     if name != "auto":
         return _open(name, found, model, place, precision)
     backend, hint = _fastest(found, model, place, precision, asked=device)
@@ -140,7 +149,9 @@ def _tensorrt(folder: Path | None, model: Path, device: torch.device, precision:
     return TensorRTBackend(trt, folder, device, precision=built)
 
 
-def _torch(weights: Path | None, model: Path, device: torch.device, precision: str) -> TorchBackend:
+def _torch(
+    weights: Path | None, model: Path, device: torch.device, precision: str, *, compiled: bool = False
+) -> TorchBackend:
     if weights is None:
         raise DataError(f"{model}: holds no {_WEIGHTS}, which torch needs")
     network = load_model(weights)
@@ -150,7 +161,7 @@ def _torch(weights: Path | None, model: Path, device: torch.device, precision: s
     if precision == "int8":
         raise ConfigError(f"precision: torch computes in {', '.join(_TYPES)}, not in int8")
     dtype = _TYPES.get(precision) or pick_dtype(precision, device)
-    return TorchBackend(network, size=size, device=device, dtype=dtype)
+    return TorchBackend(network, size=size, device=device, dtype=dtype, compiled=compiled)
 
 
 def _graphs(folder: Path | None, model: Path, device: torch.device, runtime: str, precision: str) -> StreamingBackend:

@@ -59,6 +59,7 @@ def predict(
     backend: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    compiled: bool = False,
     background: str | None = None,
     show: str | None = None,
 ) -> Done:
@@ -69,7 +70,7 @@ def predict(
         out: a video, by its suffix, with the source's times and sound; else a folder, replaced whole, for PNG files
             named as the source's, or by the number of the frame. A video is made of a folder at `FOLDER_RATE`.
         model: model file, or folder of exported graphs.
-        backend, device, precision: see `open_backend`.
+        backend, device, precision, compiled: see `open_backend`.
         background: see `background_look`. Without it, and without `show`, a folder gets masks, as `pdnet score` reads
             them, and a video the portrait before a blur: the result of a portrait segmentation that can be judged by
             looking, and the use that most people make of one.
@@ -84,7 +85,7 @@ def predict(
     to_video = _check_out(source, out, transparent=background == "transparent")
     look = _look(background, show, to_video=to_video)
     with _open_source(source) as clip:
-        opened = open_backend(model, name=backend, device=device, precision=precision)
+        opened = open_backend(model, name=backend, device=device, precision=precision, compiled=compiled)
         lag = REFERENCE_LAG if isinstance(clip, FolderReader) else VIDEO_LAG
         session: PortraitSession | None = None
         started = time.perf_counter()

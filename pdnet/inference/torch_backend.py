@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pdnet.errors import UnavailableError
 from pdnet.inference.session import Features, Output
 from pdnet.model import PDNet
 from pdnet.model.folding import fold_batch_norm
@@ -76,6 +79,16 @@ class TorchBackend:
 
     def _input(self, image: Tensor) -> Tensor:
         return image.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+def require_compiler(device: torch.device) -> None:
+    """See that torch.compile can work for a device.
+
+    Raises:
+        UnavailableError: on the CPU without a C++ compiler.
+    """
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UnavailableError("torch.compile needs a C++ compiler on the CPU; found neither $CXX nor g++")
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:

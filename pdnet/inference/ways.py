@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from pdnet.data.io import UInt8Array
 from pdnet.devices import pick_dtype
+from pdnet.errors import UnavailableError
 from pdnet.inference.backends import open_backend
 from pdnet.inference.bench import (
     Comparison,
@@ -28,7 +27,7 @@ from pdnet.inference.bench import (
 )
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, pair_reference
 from pdnet.inference.session import Backend, Features, Output, PortraitSession
-from pdnet.inference.torch_backend import TorchBackend
+from pdnet.inference.torch_backend import require_compiler
 from pdnet.model import ModelConfig, PDNet
 from pdnet.progress import track
 from pdnet.weights import load_model, model_facts
@@ -157,7 +156,8 @@ def ways_of(subject: Subject, device: torch.device, *, compiled: bool = False) -
         if why:
             not_here[name] = why
         else:
-            streaming[name] = partial(open_compiled, device=device, precision=precisions[-1])
+            precision = precisions[-1]
+            streaming[name] = partial(open_backend, device=str(device), precision=precision, compiled=True)
 
     graphs = all((subject.folder / name).is_file() for name in GRAPHS)
     for title, runtime, kinds in (("ONNX Runtime", "onnxruntime", ["fp32"]), ("OpenVINO", "openvino", precisions)):
@@ -175,8 +175,10 @@ def ways_of(subject: Subject, device: torch.device, *, compiled: bool = False) -
 def _why_not_compiled(wanted: bool, device: torch.device) -> str:
     if not wanted:
         return "takes a minute; --compile measures it"
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "torch.compile needs a C++ compiler"
+    try:
+        require_compiler(device)
+    except UnavailableError as error:
+        return str(error)
     return ""
 
 
@@ -188,13 +190,6 @@ def open_pair(folder: Path, *, device: torch.device) -> Backend:
 def open_pair_graph(folder: Path) -> Backend:
     """The pair graph in a folder, by ONNX Runtime."""
     return PairBackend(OnnxModel(folder / PAIR_GRAPH))
-
-
-def open_compiled(folder: Path, *, device: torch.device, precision: str) -> Backend:
-    """The weights in a folder by torch.compile."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    size = model_facts(folder / WEIGHTS)["size"]
-    return TorchBackend(load_model(folder / WEIGHTS), size=size, device=device, dtype=dtype, compiled=True)
 
 
 def measure(

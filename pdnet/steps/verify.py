@@ -15,9 +15,9 @@ from pdnet.data.index import index_clips
 from pdnet.data.io import UInt8Array
 from pdnet.devices import pick_device
 from pdnet.errors import CheckpointError, DataError, TrackingError, VerificationError
-from pdnet.evaluation.evaluate import OpenClip, score_table
+from pdnet.evaluation.evaluate import score_table
 from pdnet.evaluation.scoring import summarise
-from pdnet.export.onnx import PAIR, REFERENCE_ENCODER, SEGMENTER
+from pdnet.export.onnx import PAIR
 from pdnet.files import file_digest
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
 from pdnet.inference.session import Backend, PortraitSession
@@ -25,7 +25,17 @@ from pdnet.inference.torch_backend import TorchBackend
 from pdnet.steps.run_record import data_facts
 from pdnet.tracking.lineage import data_commands
 from pdnet.tracking.pyfunc import RELEASE_PATH, served_digest
-from pdnet.tracking.release import ENGINE, LINEAGE, WEIGHTS, Release, claims, damage, exported_files, read_release
+from pdnet.tracking.release import (
+    ENGINE,
+    LINEAGE,
+    WEIGHTS,
+    Release,
+    claims,
+    damage,
+    exported,
+    exported_files,
+    read_release,
+)
 from pdnet.tracking.store import open_store
 from pdnet.tracking.versions import Version, download, find_version
 from pdnet.weights import load_model, model_facts
@@ -60,9 +70,9 @@ def verify(*, version: str, videos: Path | None = None, hashes_only: bool = Fals
     """Check that a registered version still is what it claims: hash its files again, and score it again.
 
     The files against lineage.json, lineage.json against the tags in the registry; then what the weights, the graphs
-    and the tables say of themselves; then the network and the ONNX files on the data that they were scored on, with
-    the version's own parameters. Each stage follows where the one before found nothing. A TensorRT engine is hashed
-    and not run.
+    and the tables say of themselves; then the network and the ONNX files, in every precision that there is, on the
+    data that they were scored on, with the version's own parameters. Each stage follows where the one before found
+    nothing. A TensorRT engine is hashed and not run.
 
     Args:
         version: `pdnet@champion` or `pdnet/3`.
@@ -198,24 +208,35 @@ def _scores(version: Version, release: Release, videos: Path | None) -> Iterator
     md5 = _check_data(version, release, folder)
     yield Check("videos", _short(md5), _short(md5), ok=True)
     frames = index_clips(folder, resolution=config["data"]["resolution"], splits=("val",))
-    recorded, parity = release.frames(), release.parity
-    for name, (open_clip, jf_mean) in _models(release, parity).items():
+    recorded = release.frames()
+    for name, model in _models(release).items():
+        open_clip = partial(_open, model.backend)
         table = score_table(open_clip, frames, threshold=config["evaluation"]["threshold"], label=f"score {name}")
         figures = summarise(table, config["evaluation"]["protocol"]).dataset
-        yield _figure(f"{name}, J&F", jf_mean, figures["jf_mean"], tolerance=TOLERANCE)
+        yield _figure(f"{name}, J&F", model.jf_mean, figures["jf_mean"], tolerance=model.tolerance)
         yield _largest_difference(name, recorded, table)
 
 
-def _models(release: Release, parity: Mapping[str, Any]) -> dict[str, tuple[OpenClip, float]]:
-    """How each model of a release opens a clip, and its recorded J&F."""
+class _Model(NamedTuple):
+    """A model of a release: what runs it, its recorded J&F, and how far a new one may be from that, in points."""
+
+    backend: Backend
+    jf_mean: float
+    tolerance: float = TOLERANCE
+
+
+def _models(release: Release) -> dict[str, _Model]:
+    """The network, and the graphs in every precision, by the names of their files."""
     network, size = load_model(release.weights), release.config["data"]["size"]
-    found: dict[str, tuple[Backend, float]] = {
-        WEIGHTS: (TorchBackend(network, size=size, device=pick_device("auto")), release.scores["jf_mean"]),
-        PAIR: (PairBackend(OnnxModel(release.onnx)), parity["onnx"]["jf_mean"]),
-    }
-    if recorded := parity.get("streaming"):
-        found[f"{REFERENCE_ENCODER}, {SEGMENTER}"] = (StreamingBackend(release.folder), recorded["onnx"]["jf_mean"])
-    return {name: (partial(_open, backend), jf_mean) for name, (backend, jf_mean) in found.items()}
+    backend = TorchBackend(network, size=size, device=pick_device("auto"))
+    found = {WEIGHTS: _Model(backend, release.scores["jf_mean"])}
+    for each in exported(release.parity):
+        first, *others = (release.folder / name for name in each.files)
+        graphs = StreamingBackend(first.parent) if others else PairBackend(OnnxModel(first))
+        # Other processors round int8 and fp16 in other ways; what was allowed then is allowed now.
+        allowed = TOLERANCE if each.precision == "fp32" else each.bounds.get("max_jf_difference", TOLERANCE)
+        found[", ".join(each.files)] = _Model(graphs, each.figures["onnx"]["jf_mean"], allowed)
+    return found
 
 
 def _open(backend: Backend, reference: UInt8Array) -> PortraitSession:

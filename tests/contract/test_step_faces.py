@@ -320,7 +320,7 @@ def test_data_dvc_owns_the_data_that_the_parameters_name():
         assert PARAMS["data"][key].startswith("data/")
 
 
-@pytest.mark.parametrize("name", ["params.yaml", "configs/paper.yaml"])
+@pytest.mark.parametrize("name", ["params.yaml", "configs/paper.yaml", "configs/realtime.yaml"])
 def test_every_key_of_a_params_file_is_known(name):
     config = load_config(ROOT / name)  # refuses an unknown key
     known = to_mapping(config)

@@ -208,3 +208,24 @@ def test_what_tensorrt_cannot_do_is_said(engines, release):
     (engines / "tensorrt" / "parity.json").unlink()
     with pytest.raises(DataError, match=r"tensorrt/parity\.json"):
         open_backend(engines, name="tensorrt")
+
+
+@pytest.mark.slow  # a minute of C++
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_gives_the_same(release):
+    compiled = open_backend(release, device="cpu", precision="fp32", compiled=True)
+    assert (compiled.name, compiled.size) == ("torch, fp32, compiled", SIZE)
+    plain = open_backend(release, name="torch", device="cpu", precision="fp32")
+    frames = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    features = plain.encode(frames[:1])
+    torch.testing.assert_close(compiled.encode(frames[:1]), features)
+    expected, found = (each.segment(frames[1:], [features]).probability for each in (plain, compiled))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_cannot_be_compiled(release, monkeypatch):
+    with pytest.raises(ConfigError, match=r"^backend: 'openvino' is not compiled by torch; expected torch$"):
+        open_backend(release, name="openvino", device="cpu", compiled=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UnavailableError, match=r"^torch.compile needs a C\+\+ compiler on the CPU; found neither "):
+        open_backend(release, device="cpu", compiled=True)

@@ -8,14 +8,15 @@ from finished_run import train_log
 from tiny_profile import SIZE, decided_network, tiny_config
 
 from pdnet import steps
+from pdnet.config import Config
 from pdnet.files import write_json
 from pdnet.steps.run_record import RunRecord
 from pdnet.weights import save_model
 
 
-def write_real_run(root: Path, videos: Path, *, seed: int = 0) -> dict[str, Path]:
+def write_real_run(root: Path, videos: Path, *, seed: int = 0, config: Config | None = None) -> dict[str, Path]:
     """Write them, as arguments of `register_model`; evaluation and export are done by the steps themselves."""
-    config = tiny_config()
+    config = config or tiny_config()
     names = ("validation", "pretrain", "train", "evaluation", "export")
     folders = {name: root / name for name in names}
     validation, pretrain, train, evaluation, export = folders.values()
