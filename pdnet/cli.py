@@ -175,9 +175,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     predict.add_argument(
         "--model",
         type=Path,
-        default=Path("build/train/model.safetensors"),
+        default=Path("build"),
         metavar="PATH",
-        help="trained model, or folder of `pdnet export onnx` (default: build/train/model.safetensors)",
+        help="trained model, or folder with weights, graphs or engines (default: build, the pipeline's)",
     )
     view = predict.add_mutually_exclusive_group()
     view.add_argument(

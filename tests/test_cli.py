@@ -897,7 +897,7 @@ def test_predict_mistakes(fails, project):
 def test_predict_without_a_pipeline_run(fails, project, monkeypatch):
     monkeypatch.chdir(project.root)
     message = fails("predict", project.frame.parent, "-o", project.out)
-    assert message == "build/train/model.safetensors: no such file; expected a model written by pdnet (.safetensors)"
+    assert message == "build: no such folder; expected one with weights, graphs or engines, or a model file"
 
 
 def test_import_checkpoint_mistakes(fails, tmp_path):

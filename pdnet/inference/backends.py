@@ -11,7 +11,7 @@ import torch
 
 from pdnet.devices import pick_device, pick_dtype
 from pdnet.errors import CheckpointError, ConfigError, DataError, ExportError, UnavailableError
-from pdnet.files import read_object
+from pdnet.files import file_digest, read_object
 from pdnet.inference.onnx_backend import StreamingBackend
 from pdnet.inference.session import Backend
 from pdnet.inference.tensorrt_backend import REFERENCE_ENCODER, SEGMENTER, TensorRTBackend, require_tensorrt
@@ -48,7 +48,8 @@ def open_backend(
 
     Args:
         model: model file of `pdnet train` or `pdnet import-checkpoint`, the folder of `pdnet export onnx` or
-            `pdnet export tensorrt`, or one that holds several of these; engines also in `tensorrt/`, as in a release.
+            `pdnet export tensorrt`, or one that holds several of these, perhaps in `train/`, `export/` and `tensorrt/`:
+            a release, or the pipeline's `build`.
         name: one of `NAMES`.
         device: `auto`, `cpu`, `cuda`, `cuda:<index>`; graphs run on the CPU, engines on a GPU.
         precision: one of `PRECISIONS`; `auto` is bf16 where the device multiplies it in hardware, and of engines the
@@ -87,19 +88,28 @@ def _found(model: Path) -> _Found:
         DataError: nothing that could be run.
     """
     if not model.is_dir():
+        if not model.exists() and not model.suffix:
+            raise DataError(f"{model}: no such folder; expected one with weights, graphs or engines, or a model file")
         return _Found(model)
 
     def holding(names: tuple[str, ...], *folders: Path) -> Path | None:
         return next((folder for folder in folders if all((folder / each).is_file() for each in names)), None)
 
-    found = _Found(
-        model / _WEIGHTS if holding((_WEIGHTS,), model) else None,
-        holding(_GRAPHS, model),
-        holding(_ENGINES, model, model / "tensorrt"),
-    )
+    weights, graphs = holding((_WEIGHTS,), model, model / "train"), holding(_GRAPHS, model, model / "export")
+    if weights and graphs and weights != graphs and not _of_one_training(weights, graphs):
+        logger.warning("%s: graphs of another training than that in %s; left out", graphs, weights)
+        graphs = None
+    found = _Found(weights and weights / _WEIGHTS, graphs, holding(_ENGINES, model, model / "tensorrt"))
     if not any(found):
         raise DataError(f"{model}: holds neither {_WEIGHTS} nor {' and '.join(_GRAPHS)} nor {' and '.join(_ENGINES)}")
     return found
+
+
+def _of_one_training(train: Path, export: Path) -> bool:
+    """Whether the graphs of an export are those of the weights beside."""
+    digest = "parents.evaluate.model_sha256"
+    facts = read_object(export / "run.json", (digest,))
+    return bool(facts["parents"]["evaluate"]["model_sha256"] == file_digest(train / _WEIGHTS))
 
 
 def _open(name: str, found: _Found, model: Path, device: torch.device, precision: str) -> Backend:
@@ -112,7 +122,7 @@ def _open(name: str, found: _Found, model: Path, device: torch.device, precision
 
 def _fastest(found: _Found, model: Path, device: torch.device, precision: str, *, asked: str) -> tuple[Backend, str]:
     """The fastest backend that runs what there is; and why not TensorRT on a GPU, or what would be faster on a CPU."""
-    name, hint = _fastest_on_cpu(found.weights, found.graphs, device)
+    name, hint = _fastest_on_cpu(found, device, precision)
     if device.type == "cuda":
         try:
             return _open("tensorrt", found, model, device, precision), ""
@@ -127,15 +137,19 @@ def _fastest(found: _Found, model: Path, device: torch.device, precision: str, *
     return _open(name, found, model, device, precision), hint
 
 
-def _fastest_on_cpu(weights: Path | None, folder: Path | None, device: torch.device) -> tuple[str, str]:
+def _fastest_on_cpu(found: _Found, device: torch.device, precision: str) -> tuple[str, str]:
     installed = importlib.util.find_spec("openvino") is not None
+    weights, folder = found.weights, found.graphs
+    if weights is not None and folder is not None and precision == "fp16" and not (folder / precision).is_dir():
+        return "torch", f"there are no graphs in {precision}"
     if folder is not None and installed:
         return "openvino", ""
     hint = "OpenVINO would be faster: " + " and ".join(
         [*(["pip install 'pdnet[openvino]'"] * (not installed)), *(["`pdnet export onnx`"] * (folder is None))]
     )
     # In bfloat16 torch is ahead of ONNX Runtime in float32.
-    by_torch = folder is None or (weights is not None and pick_dtype("auto", device) == torch.bfloat16)
+    wanted = precision == "bf16" or (precision == "auto" and pick_dtype("auto", device) == torch.bfloat16)
+    by_torch = folder is None or (weights is not None and wanted)
     return "torch" if by_torch else "onnxruntime", hint
 
 
@@ -173,7 +187,14 @@ def _graphs(folder: Path | None, model: Path, device: torch.device, runtime: str
     if precision not in ("auto", *own):
         raise ConfigError(f"precision: {runtime} computes graphs in {', '.join(own)}, not in {precision}")
     fast = "bf16" in own and pick_dtype("auto", device) == torch.bfloat16
-    form = folder / precision if precision in ("fp16", "int8") else folder  # a file each
-    if not form.is_dir():
+    form = folder / precision  # of fp16 and int8, files of their own
+    backend = StreamingBackend(
+        form if precision in ("fp16", "int8") and form.is_dir() else folder,
+        runtime=runtime,
+        bf16=precision == "bf16" or (precision == "auto" and fast),
+    )
+    if precision in ("fp16", "int8") and backend.form != precision:
         raise DataError(f"{form}: no such folder; `pdnet export onnx` writes it if export.precisions has {precision}")
-    return StreamingBackend(form, runtime=runtime, bf16=precision == "bf16" or (precision == "auto" and fast))
+    if precision in ("fp32", "bf16") and backend.form != "fp32":
+        raise ConfigError(f"precision: the graphs of {folder} are in {backend.form}, not in fp32; expected auto")
+    return backend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -95,6 +96,9 @@ class StreamingBackend:
         runtime: `onnxruntime` or `openvino`.
         bf16: let OpenVINO compute in bfloat16, which is fast on processors that multiply it.
 
+    Attributes:
+        form: what the files are in: `fp32`, `fp16` or `int8`.
+
     Raises:
         ExportError: a file is missing, or is not that graph of a PDNet.
         UnavailableError: the runtime is not installed.
@@ -114,9 +118,11 @@ class StreamingBackend:
         self._segmenter = opened(segmenter, ("image", *_FEATURES), ("probability",))
         self.size, self.raw = _image(segmenter, self._segmenter, "image")
         self.references = _number(segmenter, self._segmenter, "references")
-        precision = self._segmenter.facts.get("precision", "fp32")
-        precision = "bf16" if bf16 and precision == "fp32" else precision
-        self.name = f"{'OpenVINO' if openvino else 'ONNX Runtime'}, {precision}"
+        self.form = self._segmenter.facts.get("precision", "fp32")
+        computed = self.form
+        if openvino and self.form != "int8":  # halves are kept as such, and widened when they are multiplied
+            computed = ("bf16" if bf16 else "fp32") + (" from fp16" if self.form == "fp16" else "")
+        self.name = f"{'OpenVINO' if openvino else 'ONNX Runtime'}, {computed}"
 
     def encode(self, image: Tensor) -> Features:
         """Key and value of reference frames."""
@@ -212,12 +218,13 @@ def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
     except Exception as error:  # OpenVINO raises its own classes, not all of them errors of RuntimeError's kind
         raise ExportError(f"{path}: cannot be opened by OpenVINO ({_last_line(error)})") from None
     compiled = core.compile_model(model, "CPU", options)
-    request = compiled.create_infer_request()
+    request, alone = compiled.create_infer_request(), threading.Lock()
     names = tuple(output.get_any_name() for output in model.outputs)  # compiled ones may have other names as well
 
     def run(feeds: _Arrays) -> _Arrays:
-        request.infer(feeds, share_inputs=True)
-        return {name: request.get_output_tensor(index).data.copy() for index, name in enumerate(names)}
+        with alone:  # its outputs are overwritten by the next
+            request.infer(feeds, share_inputs=True)
+            return {name: request.get_output_tensor(index).data.copy() for index, name in enumerate(names)}
 
     inputs = {
         each.get_any_name(): [axis.get_length() if axis.is_static else None for axis in each.partial_shape]
@@ -227,7 +234,12 @@ def _by_openvino(path: Path, *, bf16: bool) -> _Graph:
     for key in ("references", "size", "precision"):
         with contextlib.suppress(RuntimeError):  # OpenVINO's word for a key that is not there
             facts[key] = str(model.get_rt_info(["framework", key]).value)
-    return _Graph(inputs, names, facts, run, compiled.release_memory)
+
+    def rest() -> None:
+        with alone:
+            compiled.release_memory()
+
+    return _Graph(inputs, names, facts, run, rest)
 
 
 @functools.cache

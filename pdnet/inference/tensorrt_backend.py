@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Engine:
                     f"{path}: TensorRT {trt.__version__} cannot open it; its messages above say why. An engine is of "
                     "one version and one kind of GPU: `pdnet export tensorrt` builds another"
                 )
-            self._context = engine.create_execution_context()
+            self._context, self._alone = engine.create_execution_context(), threading.Lock()
             # On the default stream TensorRT would wait for the whole device.
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         formats = {
@@ -114,7 +115,7 @@ class Engine:
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         context = self._context
-        with torch.cuda.device(self.device):
+        with self._alone, torch.cuda.device(self.device):  # what it is told holds until it is told otherwise
             feeds = {name: x.to(self.device, self._formats[name]).contiguous() for name, x in inputs.items()}
             for name, tensor in feeds.items():
                 if not context.set_input_shape(name, tuple(tensor.shape)):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -31,6 +31,8 @@ _MATRICES = {1: 1, 2: 5, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 _LIMITED_RANGE = 1
 #: What Matroska and WebM start with, and what all of their frames stand in.
 _EBML, _SEGMENT = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067")
+#: What MP4 and MOV may start with; the size of an AVI that was never finished.
+_BOXES, _UNKNOWN = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide"), 0xFFFFFFFF
 
 logger = logging.getLogger("pdnet.inference")
 
@@ -62,6 +64,8 @@ TRANSPARENT = {
 #: What sound is encoded in where the source's cannot be copied.
 _SOUND, _SOUND_RATE = {".webm": "libopus"}, 48000
 _OTHER_SOUND = "aac"
+#: What FFmpeg refuses when it writes the file's header, and not before.
+_NOT_COPIED = {".mov": ("flac", "opus", "vorbis")}
 
 
 class VideoReader:
@@ -166,7 +170,7 @@ class VideoReader:
     def _open(self) -> InputContainer:
         try:
             return av.open(
-                str(self.path), "r", container_options={"format_whitelist": _FORMATS}, metadata_errors="replace"
+                _plain(self.path), "r", container_options={"format_whitelist": _FORMATS}, metadata_errors="replace"
             )
         except (av.FFmpegError, ValueError):
             size = self.path.stat().st_size
@@ -216,7 +220,7 @@ class VideoWriter:
         coding = (TRANSPARENT if transparent else CODINGS)[path.suffix.lower()]
         self._pad = (facts.height % 2, facts.width % 2) if coding is _H264 else (0, 0)
         with self._explained():
-            self._file = av.open(str(fresh), "w")
+            self._file = av.open(_plain(fresh), "w")
             self._stream = self._add_stream(coding)
         self._copied: dict[int, Stream] = {}
         self._encoded: dict[int, av.AudioStream] = {}
@@ -225,18 +229,18 @@ class VideoWriter:
 
     def _expect(self, sound: Stream) -> None:
         """Make a stream that takes the packets of another as they are, or else its samples."""
-        try:
-            self._copied[sound.index] = self._file.add_stream_from_template(sound)
-        except (ValueError, av.FFmpegError):
-            codec = sound.codec_context
-            if isinstance(codec, av.AudioCodecContext):
-                coding = _SOUND.get(self.path.suffix.lower(), _OTHER_SOUND)
-                layout = "mono" if codec.channels == 1 else "stereo"
-                stream = self._file.add_stream(coding, rate=_SOUND_RATE, layout=layout)
-                assert isinstance(stream, av.AudioStream)
-                self._encoded[sound.index] = stream
-            else:
-                logger.warning("%s: sound of an unknown kind; it is left out", self.path)
+        codec, kind = sound.codec_context, self.path.suffix.lower()
+        if codec is None or codec.codec.canonical_name not in _NOT_COPIED.get(kind, ()):
+            with contextlib.suppress(ValueError, av.FFmpegError):
+                self._copied[sound.index] = self._file.add_stream_from_template(sound)
+                return
+        if not isinstance(codec, av.AudioCodecContext):
+            logger.warning("%s: sound of an unknown kind; it is left out", self.path)
+            return
+        layout = "mono" if codec.channels == 1 else "stereo"
+        stream = self._file.add_stream(_SOUND.get(kind, _OTHER_SOUND), rate=_SOUND_RATE, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        self._encoded[sound.index] = stream
 
     def _add_stream(self, coding: Coding) -> av.VideoStream:
         facts = self.facts
@@ -316,11 +320,14 @@ class VideoWriter:
 
 
 def declared_size(path: Path) -> int:
-    """How many bytes a video says it has: Matroska and WebM (RFC 8794, 6.1 and 11.2), AVI; 0 where it does not say."""
+    """How many bytes a video says it has: Matroska, WebM (RFC 8794, 6.1, 11.2), MP4, AVI; 0 where it does not say."""
     with path.open("rb") as file:
         head = file.read(4096)
+        if head[4:8] in _BOXES:
+            return _end_of_boxes(file, path.stat().st_size)
     if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little")
+        riff = int.from_bytes(head[4:8], "little")
+        return 0 if riff == _UNKNOWN else 8 + riff
     if head[:4] != _EBML:
         return 0
     size, body = _ebml_size(head, 4)
@@ -331,6 +338,21 @@ def declared_size(path: Path) -> int:
     return body + size if size is not None else 0
 
 
+def _end_of_boxes(file: BinaryIO, length: int) -> int:
+    """Where the last box of an MP4 or MOV ends (ISO/IEC 14496-12, 4.2), in the file or behind its end."""
+    at = 0
+    while at + 8 <= length:
+        file.seek(at)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size < 8:  # 0: as far as the file goes
+            break
+        at += size
+    return at
+
+
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
     """A size of one to eight bytes, and where it ends: bits after the first that is 1; all 1 stands for unknown."""
     length = 9 - data[at].bit_length() if at < len(data) else 9
@@ -339,6 +361,11 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
     unknown = (1 << 7 * length) - 1
     size = int.from_bytes(data[at : at + length], "big") & unknown
     return (None if size == unknown else size), at + length
+
+
+def _plain(path: Path) -> str:
+    """A path as FFmpeg takes it for one: `talk:1.mp4` would be the file 1.mp4 by the protocol `talk`."""
+    return str(path.absolute())
 
 
 def display_matrix(frame: av.VideoFrame) -> Turn:

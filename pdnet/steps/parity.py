@@ -100,16 +100,17 @@ def spread(clips: Sequence[list[str]], count: int) -> list[tuple[list[str], int]
 def _agreement(
     original: Backend, exported: Backend, chosen: Sequence[tuple[list[str], int]], case: Case
 ) -> dict[str, float]:
-    largest, total, agreement = 0.0, 0.0, 0.0
+    figures = []
     for clip, index in chosen:
         targets = [clip[(index + n) % len(clip)] for n in range(case.batch)]
         references = [clip[0], clip[index - 1]][: case.references]
         wanted, found = (_probability(each, targets, references, case.size) for each in (original, exported))
         difference = (wanted - found).abs()
-        largest = max(largest, float(difference.max()))
-        total += float(difference.mean())
-        agreement += float(((wanted >= 0.5) == (found >= 0.5)).float().mean())
-    return dict(zip(AGREEMENT, (largest, total / len(chosen), agreement / len(chosen)), strict=True))
+        agreement = ((wanted >= 0.5) == (found >= 0.5)).float().mean()
+        figures.append((float(difference.max()), float(difference.mean()), float(agreement)))
+    # NumPy's largest is NaN where one is, Python's may not be.
+    largest, means, agreements = np.array(figures).T
+    return dict(zip(AGREEMENT, map(float, (largest.max(), means.mean(), agreements.mean())), strict=True))
 
 
 def _probability(backend: Backend, targets: Sequence[str], references: Sequence[str], size: int) -> Tensor:
@@ -122,7 +123,8 @@ def _probability(backend: Backend, targets: Sequence[str], references: Sequence[
 def worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The figures of the cases as those of one file."""
     largest, mean, agreement = ([row[name] for row in rows] for name in AGREEMENT)
-    return {"frames": rows[0]["frames"]} | dict(zip(AGREEMENT, (max(largest), max(mean), min(agreement)), strict=True))
+    figures = map(float, (np.max(largest), np.max(mean), np.min(agreement)))
+    return {"frames": rows[0]["frames"]} | dict(zip(AGREEMENT, figures, strict=True))
 
 
 def score(exported: Backend, frames: pd.DataFrame, config: Config, *, label: str) -> float:

@@ -15,8 +15,10 @@ from fake_tensorrt import FakeTensorRT, stand_in
 from tiny_profile import SIZE, decided_network
 
 from pdnet.errors import CheckpointError, ConfigError, DataError, UnavailableError
+from pdnet.export.convert import to_half
 from pdnet.export.onnx import Form, export_streaming
 from pdnet.export.tensorrt import build_engine
+from pdnet.files import file_digest
 from pdnet.inference import backends
 from pdnet.inference.backends import open_backend
 from pdnet.weights import save_model
@@ -108,6 +110,40 @@ def test_what_is_not_there_is_said(release, tmp_path):
     save_model(tmp_path / "model.safetensors", decided_network(), {})
     with pytest.raises(CheckpointError, match="does not say the size of the network's input"):
         open_backend(tmp_path / "model.safetensors")
+
+
+def test_a_pipelines_folder_has_weights_and_graphs_of_one_training(release, tmp_path, caplog):
+    for name, suffix in (("train", ".safetensors"), ("export", ".onnx")):
+        (tmp_path / name).mkdir()
+        part(release, tmp_path / name, suffix)
+    run = tmp_path / "export" / "run.json"
+    digest = file_digest(release / "model.safetensors")
+    run.write_text(json.dumps({"parents": {"evaluate": {"model_sha256": digest}}}))
+    with caplog.at_level(logging.INFO, "pdnet.inference"):
+        assert open_backend(tmp_path, device="cpu", precision="fp32").name == "OpenVINO, fp32"
+        run.write_text(json.dumps({"parents": {"evaluate": {"model_sha256": "0" * 64}}}))
+        assert open_backend(tmp_path, device="cpu", precision="fp32").name == "torch, fp32"
+    wanted = f"{tmp_path}/export: graphs of another training than that in {tmp_path}/train; left out"
+    assert wanted in caplog.messages
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_graphs_in_half_precision_are_named_by_what_is_computed(release, tmp_path, runtime):
+    (tmp_path / "fp16").mkdir()
+    for name in ("reference_encoder.onnx", "segmenter.onnx"):
+        to_half(release / name, tmp_path / "fp16" / name)
+    part(release, tmp_path, ".onnx")
+    name = {"onnxruntime": "ONNX Runtime, fp16", "openvino": "OpenVINO, fp32 from fp16"}[runtime]
+    for folder in (tmp_path, tmp_path / "fp16"):
+        assert open_backend(folder, name=runtime, device="cpu", precision="fp16").name == name
+    with pytest.raises(ConfigError, match=r"fp16 are in fp16, not in fp32; expected auto$"):
+        open_backend(tmp_path / "fp16", name=runtime, device="cpu", precision="fp32")
+    (tmp_path / "model.safetensors").hardlink_to(release / "model.safetensors")
+    assert open_backend(tmp_path, device="cpu", precision="fp16").name == "OpenVINO, fp32 from fp16"
+    shutil.rmtree(tmp_path / "fp16")
+    assert open_backend(tmp_path, device="cpu", precision="fp16").name == "torch, fp16"
+    with pytest.raises(DataError, match=r"fp16: no such folder; `pdnet export onnx` writes it if"):
+        open_backend(tmp_path, name=runtime, device="cpu", precision="fp16")
 
 
 # TensorRT: a GPU whose memory is the CPU's, with a library that follows the documented interface
