@@ -8,7 +8,9 @@ import importlib
 import inspect
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +53,11 @@ GROUPS = {"data": "make data sets", "export": "write models in other forms", "tr
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (2 wrong input, 3 refused, 4 not available here)."""
     try:
-        return _execute(list(sys.argv[1:] if argv is None else argv))
+        with _terminated_as_interrupted():
+            return _execute(list(sys.argv[1:] if argv is None else argv))
+    except _Terminated:
+        sys.stderr.write("pdnet: terminated\n")
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         sys.stderr.write("pdnet: interrupted\n")
         return 130
@@ -59,6 +65,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away; nobody is left to tell. Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, with which Kubernetes, systemd and `timeout` stop a process."""
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM clean up as ^C does, where nobody else has a use for it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        if os.getpid() != process:  # a child that was forked
+            os._exit(128 + signal.SIGTERM)
+        raise _Terminated
+
+    process = os.getpid()
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _execute(given: list[str]) -> int:

@@ -181,7 +181,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, unbuffered):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_an_interrupt_is_one_line_and_leaves_nothing(project):
+@pytest.mark.parametrize(("sent", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_an_interrupt_is_one_line_and_leaves_nothing(project, sent, said):
     frames = project.frame.parent
     (frames / "00015.jpg").unlink()
     os.mkfifo(frames / "00015.jpg")  # the command waits here
@@ -191,12 +192,12 @@ def test_an_interrupt_is_one_line_and_leaves_nothing(project):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
         (frames / "00015.jpg").open("wb"),  # opens when the command does
     ):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert out == ""
     *progress, last = err.splitlines()
-    assert last == "pdnet: interrupted"
+    assert last == f"pdnet: {said}"
     assert all(PROGRESS.fullmatch(line) for line in progress)
     assert {path.name for path in project.root.iterdir()} == {path.name for path in project.root.glob("[!.]*")}
     assert not project.out.exists()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from pdnet.errors import ExportError
 from pdnet.export.onnx import FEATURES, OWN_FEATURES, quiet_exporter, save
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -21,7 +24,8 @@ FLOAT_ISLANDS = ("Softmax", "Sigmoid", "Range", "Min", "Max")
 def to_half(source: Path, path: Path) -> None:
     """Write a float32 graph in float16, with softmax and sigmoid in float32.
 
-    Images, probabilities and part maps stay as they are; the features that go from one graph to the other are float16.
+    Images, probabilities and part maps stay as they are, and frames are normalised in float32; the features that go
+    from one graph to the other are float16.
 
     Raises:
         ExportError: the converter or the ONNX checker refuses the graph.
@@ -34,12 +38,29 @@ def to_half(source: Path, path: Path) -> None:
     ends = [*model.graph.input, *model.graph.output]
     kept = [end.name for end in ends if end.name not in FEATURES + OWN_FEATURES]
     try:
-        half = convert_float_to_float16(model, keep_io_types=kept, op_block_list=FLOAT_ISLANDS)
+        half = convert_float_to_float16(
+            model, keep_io_types=kept, op_block_list=FLOAT_ISLANDS, node_block_list=_normalisation(model)
+        )
+        del half.graph.value_info[:]  # of what stays in float32 it says float16
         sorted_model = onnx_ir.serde.deserialize_model(half)  # the converter appends its casts at the end
         sorted_model.graph.sort()
         save(onnx_ir.serde.serialize_model(sorted_model), path, {"precision": "fp16"})
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ExportError(f"{source}: cannot be written in float16 ({str(error).splitlines()[0]})") from error
+
+
+def _normalisation(model: ModelProto) -> list[str]:
+    """The nodes that make normalised images of frames, which are bytes."""
+    import onnx
+
+    frames = {each.name for each in model.graph.input if each.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Transpose", "Sub", "Div") and not frames.isdisjoint(node.input):
+            frames |= set(node.output)
+            if node.op_type in ("Sub", "Div"):  # a half holds every byte as it is
+                nodes.append(node.name)
+    return nodes
 
 
 def to_int8(source: Path, path: Path, feeds: Iterable[Feeds], *, keep: Collection[str] = ()) -> None:

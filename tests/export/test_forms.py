@@ -132,6 +132,18 @@ def test_half_precision_is_the_same_model_but_for_rounding(plain: Path, frames: 
     assert types(tmp_path / SEGMENTER) == types(plain / SEGMENTER) | {"key": half, "value": half}
 
 
+def test_frames_are_normalised_in_single_precision(free: Path, tmp_path: Path) -> None:
+    for name, images in ((PAIR, 2), (REFERENCE_ENCODER, 1), (SEGMENTER, 1)):
+        to_half(free / name, tmp_path / name)
+        graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name)).graph
+        known = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+        nodes = [node for node in graph.node if any(each.startswith(("mean", "std")) for each in node.input)]
+        found = [known[node.output[0]] for node in nodes if node.op_type in ("Sub", "Div")]
+        assert found == [TensorProto.FLOAT] * 2 * images, name
+        constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        np.testing.assert_array_equal(constants["std"].ravel(), 255 * np.float32([0.229, 0.224, 0.225]))
+
+
 def test_softmax_and_sigmoid_stay_in_single_precision(plain: Path, tmp_path: Path) -> None:
     to_half(plain / SEGMENTER, tmp_path / SEGMENTER)
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / SEGMENTER))

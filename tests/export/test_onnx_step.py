@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny_profile import SIZE, decided_network, tiny_config
 
 from pdnet import steps
 from pdnet.config import load_yaml
+from pdnet.data.index import index_clips
 from pdnet.data.io import read_image
 from pdnet.errors import ConfigError, ExportError
 from pdnet.export.config import ParityBounds
 from pdnet.export.onnx import Form
 from pdnet.files import file_digest
 from pdnet.inference.onnx_backend import StreamingBackend
-from pdnet.inference.session import PortraitSession
+from pdnet.inference.session import Output, PortraitSession
 from pdnet.inference.torch_backend import TorchBackend
+from pdnet.steps import parity as agreement
 from pdnet.steps.run_record import RunRecord
 from pdnet.weights import load_model, save_model
 
@@ -199,3 +202,43 @@ def test_a_network_without_ipda_has_the_pair_alone(finished, tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {".pdnet", "pdnet.onnx", "parity.json", "run.json"}
     assert "streaming" not in json.loads((tmp_path / "out" / "parity.json").read_text())
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_number_is_no_agreement(place: int) -> None:
+    """As halves that overflow give it: the comparison in Python is False whichever way it is asked."""
+    fine = {"frames": 1, "max_probability_difference": 0.0, "mean_probability_difference": 0.0, "mask_agreement": 1.0}
+    rows = [fine | dict.fromkeys(agreement.AGREEMENT[:2], np.nan) if n == place else fine for n in range(3)]
+    assert not agreement.excess([fine] * 3, ParityBounds().fp32)
+    lines = agreement.excess(rows, ParityBounds().fp32)
+    assert [line.partition(",")[0] for line in lines] == [
+        "max probability difference nan",
+        "mean probability difference nan",
+    ]
+
+
+class Overflowing:
+    """A backend that answers with no number for some pixels of the second frame."""
+
+    name, raw, size, references = "overflowing", False, 32, 1
+
+    def __init__(self, at: int) -> None:
+        self._calls, self._at = 0, at
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (image,)
+
+    def segment(self, image: torch.Tensor, references: object) -> Output:
+        probability = torch.full((len(image), 1, 32, 32), 0.7)
+        probability[0, 0, 0, 0] = torch.nan if self._calls == self._at else 0.7
+        self._calls += 1
+        return Output(probability)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_one_pixel_that_is_no_number_is_found(portraits: Path, at: int) -> None:
+    frames = index_clips(portraits, splits=("val",))
+    rows = agreement.compare(
+        Overflowing(-1), Overflowing(at), frames, count=3, cases=[agreement.Case(32, 1, 1)], file="graph"
+    )
+    assert len(agreement.excess(rows, ParityBounds().fp32)) == 2

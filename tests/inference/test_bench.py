@@ -280,18 +280,3 @@ def test_wrong_input_is_one_line(arguments, said, capsys, tmp_path, monkeypatch)
     assert main(["bench", *arguments, "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-def test_the_released_formulation_computes_the_same(model, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    from inference import open_released
-
-    frame = some_frame()
-    sessions = {
-        name: PortraitSession(way, reference=frame)
-        for name, way in {
-            "released": open_released(model.parent),
-            "pair": open_pair(model.parent, device=CPU),
-        }.items()
-    }
-    assert largest_differences(sessions, frame)["pair"] < 1e-4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,20 @@ def test_what_is_no_streaming_pair_is_said(folder: Path, tmp_path: Path, runtime
     onnx.save(model, segmenter)
     with pytest.raises(ExportError, match=r"segmenter\.onnx: does not say its 'references'; expected a number"):
         StreamingBackend(tmp_path, runtime=runtime)
+
+
+@pytest.mark.parametrize("kind", ["pair", "onnxruntime", "openvino"])
+def test_one_backend_serves_clips_in_several_threads(folder: Path, clip: list[np.ndarray], kind: str):
+    backend = opened(folder, kind)
+
+    def masks(order: int) -> list[np.ndarray]:
+        session = PortraitSession(backend, reference=clip[order])
+        return [session.step(frame).probability for frame in clip[:: order or -1]]
+
+    alone = [masks(order) for order in (0, 1)]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(4):
+            together = list(threads.map(masks, (0, 1)))
+            for wanted, found in zip(alone, together, strict=True):
+                for one, other in zip(wanted, found, strict=True):
+                    np.testing.assert_allclose(other, one, rtol=0, atol=1e-4)

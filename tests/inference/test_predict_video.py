@@ -237,11 +237,16 @@ def samples_of(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("source", "sound", "name", "codec"),
-    [("clip.mp4", "aac", "out.webm", "opus"), ("clip.avi", "adpcm_ms", "out.mp4", "aac")],
+    [
+        ("clip.mp4", "aac", "out.webm", "opus"),
+        ("clip.avi", "adpcm_ms", "out.mp4", "aac"),
+        ("clip.webm", "libopus", "out.mov", "aac"),
+        ("clip.mkv", "flac", "out.mov", "aac"),
+    ],
 )
 def test_sound_that_a_file_does_not_take_is_encoded_anew(source, sound, name, codec, drawn, model, tmp_path, caplog):
-    kind = "mpeg4" if source.endswith(".avi") else "libx264"
-    clip = make_video(tmp_path / source, drawn * 3, codec=kind, sound=sound)
+    kinds = {".avi": "mpeg4", ".webm": "libvpx-vp9"}
+    clip = make_video(tmp_path / source, drawn * 3, codec=kinds.get(Path(source).suffix, "libx264"), sound=sound)
     with caplog.at_level(logging.WARNING, logger="pdnet"):
         predict(clip, tmp_path / name, model=model, device="cpu")
     assert sound_of(tmp_path / name)[0] == codec
@@ -401,6 +406,34 @@ def test_a_recording_that_does_not_say_its_size(drawn, model, tmp_path):
 def test_headers_that_say_no_size(head, tmp_path):
     (tmp_path / "clip.mkv").write_bytes(head)
     assert declared_size(tmp_path / "clip.mkv") in (0, 8)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_recordings_in_fragments_that_are_cut_off(share, model, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (72, 96, 3), np.uint8) for _ in range(12)]
+    clip = make_video(tmp_path / "clip.mp4", frames, options={"movflags": "frag_every_frame+empty_moov"})
+    data = clip.read_bytes()
+    assert declared_size(clip) == len(data)
+    clip.write_bytes(data[: int(len(data) * share)])
+    assert ": cut off: " in fails(clip, tmp_path / "out.mp4", model)
+
+
+def test_an_avi_whose_length_was_never_filled_in(drawn, model, tmp_path):
+    clip = make_video(tmp_path / "clip.avi", drawn, codec="mpeg4")
+    data = clip.read_bytes()
+    clip.write_bytes(data[:4] + b"\xff" * 4 + data[8:])
+    predict(clip, tmp_path / "out.mp4", model=model, device="cpu")
+    assert len(read(tmp_path / "out.mp4")[1]) == len(drawn)
+
+
+@pytest.mark.parametrize("out", ["a:1.out.mp4", "masks:1"])
+def test_names_with_colons(out, drawn, model, tmp_path, monkeypatch):
+    """FFmpeg takes what stands before a colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    clip = make_video(tmp_path / "talk:1.mp4", drawn[:3])
+    predict(Path(clip.name), Path(out), model=model, device="cpu")
+    assert Path(out).exists()
 
 
 @pytest.mark.parametrize("lost", [50, 8000])
