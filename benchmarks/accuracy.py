@@ -1,6 +1,6 @@
 """J&F of a trained network through every backend and precision of this machine, and what differs from torch in fp32.
 
-    python benchmarks/accuracy.py --model build/train/model.safetensors --export build/export --out FILE.json
+    python benchmarks/accuracy.py             # of build/, after `make demo`
 
 The folder of `pdnet export onnx` needs fp16/ and int8/ for those: `export: {precisions: [fp16, int8]}`.
 """
@@ -8,6 +8,7 @@ The folder of `pdnet export onnx` needs fp16/ and int8/ for those: `export: {pre
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +35,9 @@ WAYS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--export", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=Path("build/train/model.safetensors"))
+    parser.add_argument("--export", type=Path, default=Path("build/export"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy-cpu.json"))
     options = parser.parse_args()
     config = load_config(options.params)
     frames = index_clips(Path(config.data.videos), resolution=config.data.resolution, splits=("val",))
@@ -62,7 +63,7 @@ def main() -> int:
     write_json(
         options.out,
         {
-            "command": "python benchmarks/accuracy.py",
+            "command": shlex.join(["python", *sys.argv]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "pdnet": __version__,
             "torch": torch.__version__,

@@ -1,6 +1,6 @@
 """Where the time of one frame goes, operation by operation, against what this processor could do at best.
 
-    python benchmarks/profile_frame.py --out benchmarks/results/profile-cpu.json
+    python benchmarks/profile_frame.py
 
 ResNet-50, 480 x 480, p = 5, random weights, the segmenter of the streaming pair by OpenVINO in bfloat16; times are
 OpenVINO's own, medians over the rounds. The floor is the network's arithmetic at the rate of a large matrix product.
@@ -9,6 +9,7 @@ OpenVINO's own, medians over the rounds. The floor is the network's arithmetic a
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/profile-cpu.json"))
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     network = PDNet(ModelConfig()).eval()
@@ -65,7 +66,7 @@ def main() -> int:
                 times[kind].append(milliseconds)
     rows = sorted(((kind, statistics.median(each)) for kind, each in times.items()), key=lambda row: -row[1])
     facts = {
-        "command": "python benchmarks/profile_frame.py",
+        "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(torch.device("cpu")),
         "versions": {"torch": torch.__version__, "openvino": openvino.__version__},

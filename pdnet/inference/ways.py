@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdnet.data.io import UInt8Array
+from pdnet.data.io import UInt8Array, write_png
 from pdnet.devices import pick_dtype
 from pdnet.errors import UnavailableError
+from pdnet.inference import composite
 from pdnet.inference.backends import open_backend
 from pdnet.inference.bench import (
     Comparison,
@@ -27,6 +29,7 @@ from pdnet.inference.bench import (
 )
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, pair_reference
 from pdnet.inference.session import Backend, Features, Output, PortraitSession
+from pdnet.inference.tensorrt_backend import require_tensorrt
 from pdnet.inference.torch_backend import require_compiler
 from pdnet.model import ModelConfig, PDNet
 from pdnet.progress import track
@@ -34,6 +37,8 @@ from pdnet.weights import load_model, model_facts
 
 #: A frame of the 480p data sets, (height, width).
 FRAME = (480, 854)
+#: Folders beside the graphs: those in other number formats, engines.
+FORMS, ENGINES = ("fp16", "int8"), "tensorrt"
 WEIGHTS, PAIR_GRAPH, GRAPHS = "model.safetensors", "pdnet.onnx", ("reference_encoder.onnx", "segmenter.onnx")
 
 #: Opens a backend for the network that lies in a folder; a function of a module, or `functools.partial` of one.
@@ -58,7 +63,8 @@ class Subject(NamedTuple):
     """A network as it lies on the disk, where other processes can open it too.
 
     Attributes:
-        folder: with `WEIGHTS`, `GRAPHS`, or both; without weights, with `PAIR_GRAPH`.
+        folder: with `WEIGHTS`, `GRAPHS`, or both; without weights, with `PAIR_GRAPH`; with `FORMS` and `ENGINES` that
+            there are.
         size: side of its inputs.
         source: what people call it.
         architecture: None where there are graphs alone.
@@ -159,17 +165,43 @@ def ways_of(subject: Subject, device: torch.device, *, compiled: bool = False) -
             precision = precisions[-1]
             streaming[name] = partial(open_backend, device=str(device), precision=precision, compiled=True)
 
+    for ways, missing in (_by_graphs(subject, device, precisions), _by_engines(subject, device)):
+        streaming |= ways
+        not_here |= missing
+    return Ways(pairs, streaming, not_here)
+
+
+def _by_graphs(
+    subject: Subject, device: torch.device, precisions: Sequence[str]
+) -> tuple[dict[str, Way], dict[str, str]]:
+    """What runs exported graphs, and why not; `precisions` are those that this processor is fast in."""
+    found: dict[str, Way] = {}
+    not_here = {}
     graphs = all((subject.folder / name).is_file() for name in GRAPHS)
-    for title, runtime, kinds in (("ONNX Runtime", "onnxruntime", ["fp32"]), ("OpenVINO", "openvino", precisions)):
+    stored = [form for form in FORMS if (subject.folder / form).is_dir()]
+    for title, runtime, kinds in (
+        ("ONNX Runtime", "onnxruntime", ["fp32", *stored]),
+        ("OpenVINO", "openvino", [*precisions, *(form for form in stored if form == "int8")]),
+    ):
         if importlib.util.find_spec(runtime) is None:
             not_here[title] = f"the package '{runtime}' is not installed"
-        elif not on_cpu or not graphs:
-            not_here[title] = "runs graphs on the CPU" if graphs or not on_cpu else "there are no graphs"
+        elif device.type != "cpu" or not graphs:
+            not_here[title] = "there are no graphs" if device.type == "cpu" else "runs graphs on the CPU"
         else:
             for precision in kinds:
-                way = partial(open_backend, name=runtime, device="cpu", precision=precision)
-                streaming[f"{title}, {precision}"] = way
-    return Ways(pairs, streaming, not_here)
+                found[f"{title}, {precision}"] = partial(open_backend, name=runtime, device="cpu", precision=precision)
+    return found, not_here
+
+
+def _by_engines(subject: Subject, device: torch.device) -> tuple[dict[str, Way], dict[str, str]]:
+    """TensorRT, or why not."""
+    try:
+        require_tensorrt(device, purpose="timed")
+    except UnavailableError as error:
+        return {}, {"TensorRT": str(error)}
+    if not (subject.folder / ENGINES).is_dir():
+        return {}, {"TensorRT": "there are no engines"}
+    return {"TensorRT": partial(open_backend, name="tensorrt", device=str(device))}, {}
 
 
 def _why_not_compiled(wanted: bool, device: torch.device) -> str:
@@ -265,9 +297,9 @@ def compare_networks(
 
 
 def compare_streams(sessions: Mapping[str, PortraitSession], frame: UInt8Array, *, rounds: int) -> Comparison:
-    """From a frame to its mask: the baseline is pre- and post-processing alone, whose share the ratios are.
+    """From a frame to its mask as a PNG: the baseline is pre- and post-processing alone, whose share the ratios are.
 
-    Nothing is read or written.
+    The file is written to memory; nothing is read.
 
     Args:
         sessions: by name.
@@ -282,7 +314,9 @@ def compare_streams(sessions: Mapping[str, PortraitSession], frame: UInt8Array, 
 
 
 def _mask(session: PortraitSession, frame: UInt8Array) -> object:
-    return session.step(frame).probability >= 0.5
+    file = io.BytesIO()
+    write_png(composite.mask(frame, session.step(frame)), file)
+    return file
 
 
 def largest_differences(sessions: Mapping[str, PortraitSession], frame: UInt8Array) -> dict[str, float]:

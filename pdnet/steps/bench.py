@@ -21,7 +21,18 @@ from pdnet.export.onnx import Form, export_streaming
 from pdnet.files import write_json
 from pdnet.inference.bench import format_record
 from pdnet.inference.onnx_backend import StreamingBackend
-from pdnet.inference.ways import GRAPHS, PAIR_GRAPH, WEIGHTS, Subject, Variant, measure, some_frame, ways_of
+from pdnet.inference.ways import (
+    ENGINES,
+    FORMS,
+    GRAPHS,
+    PAIR_GRAPH,
+    WEIGHTS,
+    Subject,
+    Variant,
+    measure,
+    some_frame,
+    ways_of,
+)
 from pdnet.model import ModelConfig, PDNet
 from pdnet.progress import track
 from pdnet.weights import load_model, model_facts, save_model
@@ -128,6 +139,9 @@ def lay_out(
         if place == folder and ready is not None:  # what was exported is what is measured
             for name in GRAPHS:
                 shutil.copy2(ready / name, place / name)
+            for name in (*FORMS, ENGINES):
+                if (ready / name).is_dir():
+                    shutil.copytree(ready / name, place / name)
         else:
             export_streaming(one, place, Form(side, ExportConfig().opset))
     return Subject(folder, side, source, network.config, tuple(variant for variant, _ in variants))
