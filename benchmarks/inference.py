@@ -6,8 +6,10 @@ batch normalisation, as the released code has it. Before anything is timed it ha
 
     python benchmarks/inference.py                     # configs/paper.yaml, random weights, 480x480
     python benchmarks/inference.py --compile --memory  # with torch.compile, and peak memory
+    python benchmarks/inference.py --device cuda --compile --memory --batch 8
 
-Writes benchmarks/results/inference-cpu.json, in the form that `pdnet bench` writes (pdnet/inference/bench.py).
+Writes benchmarks/results/inference-cpu.json (inference-cuda.json), in the form that `pdnet bench` writes
+(pdnet/inference/bench.py).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +31,7 @@ from pdnet.inference.session import Backend, Features, Output, PortraitSession
 from pdnet.weights import load_model, model_facts
 
 REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "model" / "loop_reference.py"
-RESULT = Path("benchmarks/results/inference-cpu.json")
+RESULTS = Path("benchmarks/results")
 #: Largest difference of a probability between two ways of computing the same, in float32.
 SAME = 1e-2
 
@@ -39,13 +42,14 @@ class ReleasedFormulation:
     raw = False
     name = "released formulation"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         loop_reference = _reference()
         network = load_model(folder / "model.safetensors")
         self.size, self.references = model_facts(folder / "model.safetensors")["size"], network.config.references
         self._assembly = network.config.assembly
         self._scaled = network.config.attention_scale == "sqrt_dim"
-        self._weights = loop_reference.released_names(network.state_dict(), network.config.parts)
+        self._weights = loop_reference.released_names(network.to(device).state_dict(), network.config.parts)
+        self._device = device
         self._segment = loop_reference.segment
 
     def encode(self, image: Tensor) -> Features:
@@ -54,10 +58,11 @@ class ReleasedFormulation:
 
     def segment(self, image: Tensor, references: Sequence[Features]) -> Output:
         """Encode all frames, then segment."""
-        frames = [frame for (frame,) in references]
+        frames = [frame.to(self._device) for (frame,) in references]
         with torch.inference_mode():
-            found = self._segment(self._weights, image, frames, assembly=self._assembly, scaled=self._scaled)
-            return Output(torch.sigmoid(found.logits), own=(image,) if self.references > 1 else None)
+            target = image.to(self._device)
+            found = self._segment(self._weights, target, frames, assembly=self._assembly, scaled=self._scaled)
+            return Output(torch.sigmoid(found.logits).cpu(), own=(image,) if self.references > 1 else None)
 
 
 def _reference() -> ModuleType:
@@ -79,14 +84,15 @@ def batch_norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return torch.nn.functional.batch_norm(x, mean, variance, scale, shift)
 
 
-def open_released(folder: Path) -> Backend:
+def open_released(folder: Path, *, device: torch.device) -> Backend:
     """The released formulation of the weights in a folder."""
-    return ReleasedFormulation(folder)
+    return ReleasedFormulation(folder, device)
 
 
 def main() -> None:
     # Child processes import this module: what only this one needs stays out of their memory.
     from pdnet.cli import show_progress
+    from pdnet.devices import pick_device
     from pdnet.files import write_json
     from pdnet.inference.bench import format_record
     from pdnet.inference.ways import largest_differences, measure, some_frame, ways_of
@@ -99,14 +105,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--batch", type=int, help="time so many frames at once as well")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     random = None if arguments.model else arguments.params
-    device, frame = torch.device("cpu"), some_frame()
+    device, frame = pick_device(arguments.device), some_frame()
+    out = arguments.out or RESULTS / f"inference-{device.type}.json"
     with tempfile.TemporaryDirectory() as scratch, show_progress():
-        subject = lay_out(Path(scratch), model=arguments.model, random=random, size=arguments.size)
+        graphs = device.type == "cpu"
+        subject = lay_out(Path(scratch), model=arguments.model, random=random, size=arguments.size, graphs=graphs)
         ways = ways_of(subject, device, compiled=arguments.compile)
-        pairs = {"released formulation": open_released, **ways.pairs}
+        pairs = {"released formulation": partial(open_released, device=device), **ways.pairs}
         apart = largest_differences(
             {name: PortraitSession(way(subject.folder), reference=frame) for name, way in pairs.items()}, frame
         )
@@ -118,11 +128,12 @@ def main() -> None:
             device=device,
             rounds=arguments.rounds,
             memory=arguments.memory,
+            batch=arguments.batch,
             command=shlex.join(["python", *sys.argv]),
         )
-    write_json(arguments.out, record)
+    write_json(out, record)
     print(format_record(record))
-    print(f"\n{arguments.out}")
+    print(f"\n{out}")
 
 
 if __name__ == "__main__":

@@ -381,7 +381,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         background=arguments.background,
         show=arguments.show,
     )
-    _print(f"{done.frames} {done.kind} in {arguments.out}, {done.fps:.1f} frames/s from file to file ({done.backend})")
+    kind = done.kind if done.frames != 1 else done.kind.removesuffix("s")
+    _print(f"{done.frames} {kind} in {arguments.out}, {done.fps:.1f} frames/s from file to file ({done.backend})")
 
 
 def _summary(arguments: argparse.Namespace) -> None:

@@ -60,12 +60,30 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         DataError: `target` is a file, or a folder with files that pdnet did not write: they would be lost.
     """
     target = Path(target)
-    if target.exists() and not (target / _MARKER).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target}: a file; expected a new or empty folder, or one that pdnet wrote")
+    if target.exists() and not (target / _MARKER).is_file() and any(target.iterdir()):
         raise DataError(f"{target}: holds other files; expected a new or empty folder, or one that pdnet wrote")
     with atomic_path(target.resolve()) as fresh:  # behind a link: the link stays
         fresh.mkdir()
         (fresh / _MARKER).write_text("Written by pdnet as a whole; the next run replaces it.\n", encoding="utf-8")
         yield fresh
+
+
+def require_writable(target: Path) -> None:
+    """See that a file can be written at `target`, before work that would be in vain otherwise.
+
+    Raises:
+        DataError: it cannot, or is a folder.
+    """
+    if target.is_dir():
+        raise DataError(f"{target}: a folder; expected the path of a file to write")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror})") from None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -508,7 +508,11 @@ def test_an_output_that_is_not_ours_is_refused_before_the_work(capsys, project, 
     before = tree(project.root)
     assert main(list(map(str, project.command(step, out=out)))) == 2
     printed, err = capsys.readouterr()
-    expected = "cannot be written (" if kind == "below a file" else "holds other files; expected a new or empty folder"
+    expected = {
+        "folder": "holds other files; expected a new or empty folder",
+        "file": "a file; expected a new or empty folder",
+        "below a file": "cannot be written (",
+    }[kind]
     assert printed == ""
     assert len(err.splitlines()) == 1, "the work was done before the refusal"
     assert err.startswith(f"pdnet: error: {out}: {expected}")

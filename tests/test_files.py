@@ -120,7 +120,8 @@ def test_what_others_wrote_is_refused_and_not_touched(tmp_path: Path, kind: str)
     before = contents(tmp_path)
     with pytest.raises(DataError) as caught, atomic_folder(target):
         pytest.fail("the block must not run")
-    assert str(caught.value).startswith(f"{target}: holds other files; expected ")
+    what = "holds other files" if kind == "folder" else "a file"
+    assert str(caught.value).startswith(f"{target}: {what}; expected a new or empty folder")
     assert contents(tmp_path) == before
 
 

@@ -25,7 +25,7 @@ reported is the ratio of two times of the same round, over all rounds. No round 
       }],
       "largest_difference": {name: of a probability from the baseline's, on the frame that was timed;
                                      null: no number},
-      "memory": {name: {"start_mib", "peak_mib", "running_mib"}} | null,    see `PeakMemory`
+      "memory": {name: {"start_mib", "peak_mib", "running_mib", "device_mib"}} | null,    see `PeakMemory`
       "not_measured": {name: why}
     }
 """
@@ -210,29 +210,33 @@ class PeakMemory(NamedTuple):
         start_mib: before the model was opened: the interpreter, torch, pdnet.
         peak_mib: in all, with opening the model (compiling it) and frames.
         running_mib: while frames ran, with everything that stays; None where only Linux could tell.
+        device_mib: of a GPU's own memory after the frames: weights, buffers, kernels, and what allocators keep. All
+            processes count, so nothing else may run there. None on the CPU.
     """
 
     start_mib: float
     peak_mib: float
     running_mib: float | None
+    device_mib: float | None = None
 
 
-def peak_memory(opener: Opener, frame: UInt8Array, *, threads: int) -> PeakMemory:
+def peak_memory(opener: Opener, frame: UInt8Array, *, device: torch.device, threads: int) -> PeakMemory:
     """Open a backend in a process of its own, run some frames through it, and see what that took.
 
     Args:
         opener: what is opened.
         frame: (H, W, 3) uint8.
+        device: where the backend runs.
         threads: of torch, and of the runtimes that follow it.
     """
     # A fresh interpreter: a copy of this process would have its memory.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_memory, opener, frame, threads).result()
+        return pool.submit(_peak_memory, opener, frame, device, threads).result()
 
 
-def _peak_memory(opener: Opener, frame: UInt8Array, threads: int) -> PeakMemory:
+def _peak_memory(opener: Opener, frame: UInt8Array, device: torch.device, threads: int) -> PeakMemory:
     torch.set_num_threads(threads)
-    start = _peak_mib()
+    start, unused = _peak_mib(), _device_mib(device)
     with flushed_denormals():
         session = PortraitSession(opener(), reference=frame)
         session.step(frame)
@@ -241,7 +245,21 @@ def _peak_memory(opener: Opener, frame: UInt8Array, threads: int) -> PeakMemory:
         for _ in range(3):
             session.step(frame)
         running = _peak_mib()
-    return PeakMemory(round(start, 1), round(max(opened, running), 1), round(running, 1) if resettable else None)
+        used = _device_mib(device)
+    return PeakMemory(
+        round(start, 1),
+        round(max(opened, running), 1),
+        round(running, 1) if resettable else None,
+        None if used is None or unused is None else round(used - unused, 1),
+    )
+
+
+def _device_mib(device: torch.device) -> float | None:
+    """What is in use of a GPU's memory, in MiB."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / 1024**2
 
 
 def _peak_mib() -> float:
@@ -316,10 +334,12 @@ def format_record(record: Mapping[str, Any]) -> str:
             rows += [_cells(row, comparison) for row in comparison["rows"]]
         lines += ["", *_aligned(rows)]
     if memory := record["memory"]:
-        rows = [("memory, a process each, MiB", "at start", "peak", "peak while running")]
+        heads = {"start_mib": "at start", "peak_mib": "peak", "running_mib": "peak while running"}
+        if any(peak["device_mib"] is not None for peak in memory.values()):
+            heads["device_mib"] = "on the GPU"
+        rows = [("memory, a process each, MiB", *heads.values())]
         for name, peak in memory.items():
-            shown = (peak[key] for key in ("start_mib", "peak_mib", "running_mib"))
-            rows.append((name, *("–" if value is None else f"{value:.0f}" for value in shown)))
+            rows.append((name, *("–" if peak[key] is None else f"{peak[key]:.0f}" for key in heads)))
         lines += ["", *_aligned(rows)]
     if record["not_measured"]:
         lines += ["", *(f"not measured: {name}: {why}" for name, why in record["not_measured"].items())]

@@ -225,7 +225,14 @@ def open_pair_graph(folder: Path) -> Backend:
 
 
 def measure(
-    subject: Subject, ways: Ways, *, device: torch.device, rounds: int, memory: bool = False, command: str = ""
+    subject: Subject,
+    ways: Ways,
+    *,
+    device: torch.device,
+    rounds: int,
+    memory: bool = False,
+    batch: int | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Compare the ways of running a network; the answer has the form that `pdnet.inference.bench` describes.
 
@@ -235,6 +242,7 @@ def measure(
         device: for the record.
         rounds: how often each is timed.
         memory: measure peak memory as well, in a process each.
+        batch: frames at once, to be held against the same frames one by one.
         command: for the record.
     """
     frame = some_frame()
@@ -248,16 +256,21 @@ def measure(
         differences = largest_differences(everything, frame)
         comparisons = [compare_networks(everything, frame, rounds=rounds)]
         comparisons.append(compare_streams(streaming, frame, rounds=rounds))
+        if batch is not None:
+            for name, session in streaming.items():
+                comparisons.append(compare_batch(name, session, frame, batch=batch, rounds=rounds))
         for table, (base, more), folder in subject.variants:
             for name, way in ways.streaming.items():  # one at a time: the two of a pair next to each other
-                (session,) = opened({name: way}, folder).values()
-                both = {f"{name}, {base}": streaming[name], f"{name}, {more}": session}
+                (other,) = opened({name: way}, folder).values()
+                both = {f"{name}, {base}": streaming[name], f"{name}, {more}": other}
                 comparisons.append(compare_networks(both, frame, rounds=rounds, table=table, measure="cost"))
     peaks = None
     if memory:
         each = track([*ways.pairs.items(), *ways.streaming.items()], "memory")
         threads = torch.get_num_threads()
-        peaks = {name: peak_memory(partial(way, subject.folder), frame, threads=threads) for name, way in each}
+        peaks = {
+            name: peak_memory(partial(way, subject.folder), frame, device=device, threads=threads) for name, way in each
+        }
     return bench_record(
         comparisons,
         command=command,
@@ -311,6 +324,25 @@ def compare_streams(sessions: Mapping[str, PortraitSession], frame: UInt8Array, 
     every = {"pre- and post-processing": PortraitSession(replay, reference=frame), **sessions}
     alternatives = {name: partial(_mask, session, frame) for name, session in every.items()}
     return compare(alternatives, rounds=rounds, table="end to end", measure="share")
+
+
+def compare_batch(name: str, session: PortraitSession, frame: UInt8Array, *, batch: int, rounds: int) -> Comparison:
+    """The network alone on so many prepared frames: one by one, which is the baseline, and at once.
+
+    Args:
+        name: of the session, for people.
+        session: one of any backend.
+        frame: (H, W, 3) uint8.
+        batch: how many frames.
+        rounds: how often each is timed.
+    """
+    image = session.to_input(frame)
+    images = torch.cat([image] * batch)
+    alternatives: dict[str, Callable[[], object]] = {
+        f"{name}, one by one": lambda: [session.infer(image) for _ in range(batch)],
+        f"{name}, at once": lambda: session.infer(images),
+    }
+    return compare(alternatives, rounds=rounds, table=f"{batch} frames")
 
 
 def _mask(session: PortraitSession, frame: UInt8Array) -> object:

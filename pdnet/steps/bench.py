@@ -18,7 +18,7 @@ from pdnet.devices import pick_device
 from pdnet.errors import CheckpointError, ConfigError, DataError
 from pdnet.export.config import ExportConfig
 from pdnet.export.onnx import Form, export_streaming
-from pdnet.files import write_json
+from pdnet.files import require_writable, write_json
 from pdnet.inference.bench import format_record
 from pdnet.inference.onnx_backend import StreamingBackend
 from pdnet.inference.ways import (
@@ -50,6 +50,7 @@ def bench(
     rounds: int = 15,
     compile: bool = False,
     memory: bool = False,
+    batch: int | None = None,
     out: Path | None = None,
 ) -> str:
     """Time a network by every backend that this machine has, in turn.
@@ -66,6 +67,7 @@ def bench(
         rounds: how often each is timed.
         compile: time torch.compile as well, which takes a minute for each network.
         memory: measure peak memory as well, each backend in a process of its own.
+        batch: time so many frames at once as well, beside the same frames one by one.
         out: JSON file for the result.
 
     Returns:
@@ -74,14 +76,16 @@ def bench(
     Raises:
         ConfigError: not exactly one of `model` and `random`, no rounds, or a size that the graphs do not have.
         CheckpointError: the model file is missing or damaged, or does not say its size.
-        DataError: the model folder holds nothing to run.
+        DataError: the model folder holds nothing to run, or `out` cannot be written.
     """
     if (model is None) == (random is None):
         raise ConfigError("expected either --model, a trained network, or --random, a params file")
-    for name, value in (("rounds", rounds), ("size", size)):
+    for name, value in (("rounds", rounds), ("size", size), ("batch", batch)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name}: {value}, expected at least 1")
-    given = {"model": model, "random": random, "size": size, "rounds": rounds, "device": device}
+    if out is not None:
+        require_writable(out)
+    given = {"model": model, "random": random, "size": size, "rounds": rounds, "device": device, "batch": batch}
     flags = {"compile": compile, "memory": memory}
     command = ["pdnet", "bench"]
     command += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
@@ -90,7 +94,9 @@ def bench(
     with tempfile.TemporaryDirectory() as scratch:
         subject = lay_out(Path(scratch), model=model, random=random, size=size, graphs=place.type == "cpu")
         ways = ways_of(subject, place, compiled=compile)
-        record = measure(subject, ways, device=place, rounds=rounds, memory=memory, command=shlex.join(command))
+        record = measure(
+            subject, ways, device=place, rounds=rounds, memory=memory, batch=batch, command=shlex.join(command)
+        )
     if out is not None:
         write_json(out, record)
     return format_record(record)

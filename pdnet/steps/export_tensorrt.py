@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from pdnet.data.index import index_clips
 from pdnet.devices import device_name, pick_device
 from pdnet.errors import ConfigError, ExportError
 from pdnet.export.config import ParityBounds
-from pdnet.export.tensorrt import build_engine
+from pdnet.export.tensorrt import BATCHES, build_engine
 from pdnet.files import atomic_folder, file_digest, read_object, write_json
+from pdnet.inference.bench import Comparison, compare
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
-from pdnet.inference.session import Backend
+from pdnet.inference.session import Backend, to_input
 from pdnet.inference.tensorrt_backend import SEGMENTER, TensorRTBackend, TensorRTModel, require_tensorrt
+from pdnet.inference.ways import some_frame
 from pdnet.steps import parity
 from pdnet.steps.export_onnx import check_same_data
 from pdnet.steps.run_record import RunRecord
@@ -40,8 +43,8 @@ def export_tensorrt(
 ) -> None:
     """Build TensorRT engines from the ONNX files and measure J&F again through the engines.
 
-    They are built from the files of the form that `export.tensorrt_precision` needs, and compared with those in
-    float32. A network without IPDA has the engine of the pair graph alone.
+    They are built from the files of the form that `export.tensorrt_precision` needs, compared with those in float32,
+    and timed. A network without IPDA has the engine of the pair graph alone.
 
     Args:
         videos: data set in the MVPS layout; its `val` clips are used.
@@ -87,6 +90,7 @@ def export_tensorrt(
             streaming, more = judge.accept(StreamingBackend(export), backend, SEGMENTER, parity.REFERENCES)
             found["streaming"] = streaming | {"onnx": facts["streaming"]["onnx"], "files": digests}
             rows += more
+            found["speed"] = _speed(backend, rounds=config.evaluation.speed_frames).to_json()
         found |= {
             "torch": {"jf_mean": ours},
             "opset": facts["opset"],
@@ -100,6 +104,19 @@ def export_tensorrt(
         }
         write_json(folder / "parity.json", found)
         record.write(folder, device=device_name(device), precision=precision, accelerators=1)
+
+
+def _speed(backend: TensorRTBackend, *, rounds: int) -> Comparison:
+    """The engines on a prepared frame of noise: against one reference, against two, and as many as fit."""
+    image = to_input(some_frame(), backend.size, raw=backend.raw)
+    reference, most = backend.encode(image), BATCHES[-1]
+    calls: dict[str, Callable[[], object]] = {
+        "one reference": partial(backend.segment, image, [reference]),
+        "two references": partial(backend.segment, image, [reference] * 2),
+        f"{most} frames at once": partial(backend.segment, torch.cat([image] * most), [reference]),
+        "a reference encoded": lambda: [x.cpu() for x in backend.encode(image)],
+    }
+    return compare(calls, rounds=rounds, warm_up=3, table="network alone")
 
 
 def _sources(export: Path, facts: dict[str, Any], precision: str) -> dict[str, str]:

@@ -418,6 +418,9 @@ def test_the_step_leaves_engines_parity_and_record(
     assert parity["profiles"]["pdnet.engine"]["target"] == [[batch, 3, SIZE, SIZE] for batch in (1, 1, 8)]
     assert set(parity["profiles"]) == set(ENGINES)
     assert set(parity["bounds"]) == {"fp32", "tf32", "fp16", "int8"}
+    timed = {row["name"]: row["times_ms"] for row in parity["speed"]["rows"]}
+    assert set(timed) == {"one reference", "two references", "8 frames at once", "a reference encoded"}
+    assert all(len(times) == tiny_config().evaluation.speed_frames and min(times) > 0 for times in timed.values())
     facts = {name: parity[name] for name in ("device", "tensorrt_version", "precision", "opset")}
     assert facts == {"device": "Example GPU", "tensorrt_version": "11.0.0", "precision": "fp32", "opset": 18}
     record = json.loads((out / "run.json").read_text())

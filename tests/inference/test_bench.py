@@ -131,7 +131,7 @@ def some_record(measure: str, machine: Machine) -> dict:
         flush_denormals=True,
         model={"source": "m", "architecture": None, "size": 65, "frame": [48, 64]},
         differences={"a": 0.0, "b": 0.001},
-        memory={"a": PeakMemory(10.0, 30.0, None)},
+        memory={"a": PeakMemory(10.0, 30.0, None), "b": PeakMemory(10.0, 30.0, 20.0, 5.0)},
         not_measured={"OpenVINO": "is not installed"},
     )
 
@@ -158,14 +158,20 @@ def test_the_form_of_the_json():
         "ratio": {"median": 2.0, "p5": 2.0, "p95": 2.0},
         "times_ms": [500.0, 1000.0, 500.0, 500.0],
     }
-    assert record["memory"] == {"a": {"start_mib": 10.0, "peak_mib": 30.0, "running_mib": None}}
+    assert record["memory"] == {
+        "a": {"start_mib": 10.0, "peak_mib": 30.0, "running_mib": None, "device_mib": None},
+        "b": {"start_mib": 10.0, "peak_mib": 30.0, "running_mib": 20.0, "device_mib": 5.0},
+    }
 
 
 @pytest.mark.parametrize(("measure", "shown"), [("faster", "2.00x"), ("share", "200.0 %"), ("cost", "-50.0 %")])
 def test_the_table(measure, shown):
     text = format_record(some_record(measure, Machine({"a": 1.0, "b": 0.5}, [1, 2, 1, 1])))
-    (row,) = (line for line in text.splitlines() if line.startswith("b "))
+    row, memory = (line for line in text.splitlines() if line.startswith("b "))
     assert row.split()[:2] == ["b", "500.0"]
+    assert memory.split() == ["b", "10", "30", "20", "5"]
+    (other,) = (line for line in text.splitlines() if line.startswith("a ") and "30" in line.split())
+    assert other.split() == ["a", "10", "30", "–", "–"]
     assert shown in row
     assert "not measured: OpenVINO: is not installed" in text
     assert "denormals flushed" in text
@@ -190,7 +196,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The real command on a network of the tiny profile."""
     folder = tmp_path_factory.mktemp("bench")
     params = write_params(folder / "params.yaml")
-    assert main(["bench", "--random", str(params), "--device", "cpu", "--rounds", "1", "--out", str(folder / "o")]) == 0
+    options = ["--random", str(params), "--device", "cpu", "--rounds", "1", "--batch", "2", "--out", str(folder / "o")]
+    assert main(["bench", *options]) == 0
     return json.loads((folder / "o").read_text())
 
 
@@ -204,6 +211,8 @@ def test_the_command_compares_what_is_here(result):
     assert any("compiled" in name for name in result["not_measured"])
     assert [row["name"] for row in streams["rows"]] == ["pre- and post-processing", *here[1:]]
     assert streams["measure"] == "share"
+    batches = [[row["name"] for row in each["rows"]] for each in others if each["table"] == "2 frames"]
+    assert batches == [[f"{name}, one by one", f"{name}, at once"] for name in here[1:]]
     second = [[row["name"] for row in each["rows"]] for each in others if each["table"] == "second reference"]
     assert second == [[f"{name}, N = 1", f"{name}, N = 2"] for name in here[1:]]
     parts = [[row["name"] for row in each["rows"]] for each in others if each["table"] == "parts"]
@@ -247,7 +256,7 @@ def test_the_released_formulation_of_the_benchmark_is_the_same_function(model):
     spec.loader.exec_module(benchmark)
     first, frame = some_frame(), np.ascontiguousarray(some_frame()[:, ::-1])
     ours = PortraitSession(open_pair(model.parent, device=CPU), reference=first)
-    theirs = PortraitSession(benchmark.ReleasedFormulation(model.parent), reference=first)
+    theirs = PortraitSession(benchmark.ReleasedFormulation(model.parent, CPU), reference=first)
     wanted, found = (session.step(frame).probability for session in (ours, theirs))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
     assert wanted.std() > 0.001
@@ -256,7 +265,7 @@ def test_the_released_formulation_of_the_benchmark_is_the_same_function(model):
 def test_peak_memory_is_of_a_process_of_its_own(model):
     held = np.ones(400 * 2**17)  # 400 MiB here are no memory of the child
     way = partial(open_pair, model.parent, device=CPU)
-    peak = peak_memory(way, some_frame(), threads=1)
+    peak = peak_memory(way, some_frame(), device=CPU, threads=1)
     here = int(next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x).split()[1]) / 1024
     assert 50 < peak.start_mib <= peak.peak_mib < here
     assert peak.running_mib is None or peak.running_mib <= peak.peak_mib
@@ -269,6 +278,8 @@ def test_peak_memory_is_of_a_process_of_its_own(model):
         ([], "expected either --model, a trained network, or --random"),
         (["--model", "m", "--random", "p"], "expected either --model"),
         (["--random", "p", "--rounds", "0"], "--rounds: 0, expected at least 1"),
+        (["--random", "p", "--batch", "0"], "--batch: 0, expected at least 1"),
+        (["--random", "p", "--out", "."], ".: a folder; expected the path of a file to write"),
         (["--random", "p", "--size", "0"], "--size: 0, expected at least 1"),
         (["--model", "absent.safetensors"], "absent.safetensors: no such file"),
         (["--model", "."], "expected model.safetensors, or pdnet.onnx"),

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from tiny_profile import SIZE, decided_network
 
 from pdnet.data.io import read_image
+from pdnet.devices import pick_dtype
 from pdnet.errors import ExportError
 from pdnet.export.onnx import Form, export_pair, export_streaming
 from pdnet.inference.onnx_backend import OnnxModel, PairBackend, StreamingBackend
@@ -101,7 +103,10 @@ def test_half_precision_of_openvino_says_nearly_the_same(folder: Path, clip: lis
         for bf16 in (False, True)
     )
     for frame in clip[:3]:
-        assert np.abs(plain.step(frame).probability - half.step(frame).probability).mean() < 0.05
+        apart = np.abs(plain.step(frame).probability - half.step(frame).probability)
+        assert apart.mean() < 0.05
+        # Where the processor does not multiply bfloat16, OpenVINO may compute in float32 after all.
+        assert apart.max() > 1e-4 or pick_dtype("auto", torch.device("cpu")) != torch.bfloat16
 
 
 def test_the_reference_is_encoded_once_a_clip_and_no_frame_twice(folder: Path, clip: list[np.ndarray], monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -449,6 +451,26 @@ def test_videos_that_are_damaged(lost, model, tmp_path):
     message = fails(clip, tmp_path / "out.mp4", model)
     assert message.startswith(f"{clip}: damaged or cut off after ")
     assert message.endswith("; expected a whole video")
+
+
+def peak_mib(source: Path, out: Path, model: Path) -> float:
+    """The most memory of a `pdnet predict` of its own."""
+    program = (
+        "import sys; from pdnet.cli import main; assert main(sys.argv[1:]) == 0\n"
+        "print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])"
+    )
+    arguments = ["predict", source, "-o", out, "--model", model, "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells how much memory a process had")
+@pytest.mark.parametrize("out", ["out.mp4", "masks"])
+def test_memory_does_not_grow_with_the_length(out, drawn, model, tmp_path):
+    frames = [np.kron(frame, np.ones((5, 5, 1), np.uint8)) for frame in drawn]  # 480 x 360, 0.5 MiB each
+    short, long = (make_video(tmp_path / f"{n}.mp4", frames * n, sound="aac") for n in (4, 50))
+    peaks = [peak_mib(each, tmp_path / each.stem / out, model) for each in (short, long)]
+    assert peaks[1] - peaks[0] < 60, f"{peaks} MiB, where 414 more frames are 205 MiB"
 
 
 def test_where_nothing_is_written(drawn, model, tmp_path):
